@@ -1,0 +1,49 @@
+"""Frozen values that cross every door: requests, service classes, capacity, events, commands."""
+
+from setpoint.model.capacity import Capacity
+from setpoint.model.commands import (
+    Admit,
+    AnyCommand,
+    Finish,
+    FinishReason,
+    Preempt,
+    Reject,
+    RejectReason,
+    Relegate,
+    RunStep,
+    WakeAt,
+)
+from setpoint.model.events import AnyEvent, Arrived, Cancelled, CapacityChanged, StepFinished, Tick
+from setpoint.model.plan import Binding, Bound, Horizon, StepPlan
+from setpoint.model.request import Request
+from setpoint.model.service import PRESETS, JudgedBy, ServiceClass, Slo, decode_deadline
+
+__all__ = [
+    "PRESETS",
+    "Admit",
+    "AnyCommand",
+    "AnyEvent",
+    "Arrived",
+    "Binding",
+    "Bound",
+    "Cancelled",
+    "Capacity",
+    "CapacityChanged",
+    "Finish",
+    "FinishReason",
+    "Horizon",
+    "JudgedBy",
+    "Preempt",
+    "Reject",
+    "RejectReason",
+    "Relegate",
+    "Request",
+    "RunStep",
+    "ServiceClass",
+    "Slo",
+    "StepFinished",
+    "StepPlan",
+    "Tick",
+    "WakeAt",
+    "decode_deadline",
+]
