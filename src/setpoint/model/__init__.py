@@ -16,6 +16,7 @@ from setpoint.model.commands import (
 from setpoint.model.events import AnyEvent, Arrived, Cancelled, CapacityChanged, StepFinished, Tick
 from setpoint.model.plan import Binding, Bound, Horizon, StepPlan
 from setpoint.model.request import Request
+from setpoint.model.shape import StepShape, StepTime, chunk_work
 from setpoint.model.service import PRESETS, JudgedBy, ServiceClass, Slo, decode_deadline
 
 __all__ = [
@@ -43,7 +44,10 @@ __all__ = [
     "Slo",
     "StepFinished",
     "StepPlan",
+    "StepShape",
+    "StepTime",
     "Tick",
     "WakeAt",
+    "chunk_work",
     "decode_deadline",
 ]

@@ -1,0 +1,1 @@
+"""Seconds of a step of given shape: fitted to measurements, learned online, or derived from an architecture."""

@@ -1,0 +1,226 @@
+"""Who holds what: the one owner of all mutable state of the requests on a replica.
+
+A sequence is *waiting* (it holds nothing) or *running* (it holds a slot and KV blocks). A running one is in *prefill*
+until every token known of it is in the KV cache, and in *decode* from then on. Preemption makes it wait again, with
+all the tokens that it had produced to be computed anew.
+
+The waiting stand in one list sorted by the key that the strategy gave each on entry, so that planning a step looks at
+the head of the queue only, however long it is.
+"""
+
+from bisect import bisect_left, insort
+from collections.abc import Iterator
+from heapq import heappop, heappush
+
+from setpoint.model import Capacity, Request, ServiceClass, Slo
+from setpoint.units import Instant
+
+Key = tuple[float, ...]
+
+
+class Sequence:
+    """The token state of one request; mutable, and written by the ledger and the machine alone."""
+
+    __slots__ = (
+        "arrived_at",
+        "blocks",
+        "cached_tokens",
+        "computed_tokens",
+        "expires_at",
+        "first_token_at",
+        "id",
+        "is_harvest",
+        "is_late",
+        "key",
+        "output_tokens",
+        "output_tokens_max",
+        "preemptions",
+        "prompt_tokens",
+        "request",
+        "service_class",
+        "slo",
+        "slot",
+        "target_tokens",
+        "ttft_deadline",
+    )
+
+    def __init__(self, request: Request, service_class: ServiceClass) -> None:
+        """Take the request in: nothing computed, nothing held."""
+        slo = request.slo(service_class)
+        self.request = request
+        self.id = request.id
+        self.service_class = service_class
+        self.slo: Slo = slo
+        self.is_harvest = service_class.is_harvest
+        self.arrived_at = request.arrived_at
+        self.prompt_tokens: int = request.prompt_tokens
+        self.output_tokens_max: int = request.output_tokens_max
+        self.cached_tokens: int = request.cached_tokens
+        self.computed_tokens: int = self.cached_tokens
+        self.target_tokens: int = self.prompt_tokens
+        self.output_tokens = 0
+        self.blocks = 0
+        self.slot: int | None = None
+        self.first_token_at: Instant | None = None
+        self.preemptions = 0
+        self.is_late = False
+        self.key: Key = ()
+        target = slo.ttft_target(request.prompt_tokens)
+        self.ttft_deadline: float | None = None if target is None else request.arrived_at + target
+        wait_s = service_class.wait_max_s
+        if wait_s is None:
+            wait_s = slo.e2e_s
+        self.expires_at: float | None = None if wait_s is None else request.arrived_at + wait_s
+
+    @property
+    def remaining_tokens(self) -> int:
+        """Tokens still to be computed before the next one is yielded."""
+        return self.target_tokens - self.computed_tokens
+
+    @property
+    def is_decoding(self) -> bool:
+        """Whether every known token but the last is in the KV cache."""
+        return self.output_tokens > 0 and self.computed_tokens >= self.target_tokens
+
+    def token_deadline(self) -> float | None:
+        """Return when the next token after the first is due, or `None`; see `setpoint.model.decode_deadline`."""
+        slo = self.slo
+        if slo.tpot_s is None or self.first_token_at is None:
+            return None
+        anchor: float = self.first_token_at
+        if slo.judged_by == "pace" and self.ttft_deadline is not None and self.ttft_deadline > anchor:
+            anchor = self.ttft_deadline
+        return anchor + self.output_tokens * slo.tpot_s
+
+
+class Ledger:
+    """Slots, KV blocks and queues of one replica."""
+
+    def __init__(self, capacity: Capacity) -> None:
+        """Start empty, with all of `capacity` free."""
+        self.capacity = capacity
+        self.sequences: dict[int, Sequence] = {}
+        self.waiting: list[tuple[Key, int]] = []
+        self.prefilling: dict[int, Sequence] = {}
+        self.decoding: dict[int, Sequence] = {}
+        self.waiting_by_class: dict[str, int] = {}
+        self.blocks_held = 0
+        self._free_slots = list(range(capacity.slots))
+        self._expiries: list[tuple[float, int]] = []
+
+    @property
+    def running(self) -> int:
+        """How many sequences hold a slot."""
+        return len(self.prefilling) + len(self.decoding)
+
+    @property
+    def free_slots(self) -> int:
+        """How many more sequences may run; negative when the capacity shrank below what runs."""
+        return self.capacity.slots - self.running
+
+    @property
+    def free_blocks(self) -> int:
+        """KV blocks that nobody holds; negative when the capacity shrank below what is held."""
+        return self.capacity.kv_blocks - self.blocks_held
+
+    def blocks_for(self, sequence: Sequence, computed_tokens: int) -> int:
+        """Return the KV blocks that the sequence needs with `computed_tokens`; a shared prefix is not its own."""
+        return self.capacity.blocks(computed_tokens - sequence.cached_tokens)
+
+    def wait(self, sequence: Sequence, key: Key) -> None:
+        """Put a sequence into the waiting queue at the place of `key`."""
+        self.sequences[sequence.id] = sequence
+        name = sequence.service_class.name
+        self.waiting_by_class[name] = self.waiting_by_class.get(name, 0) + 1
+        sequence.key = key
+        insort(self.waiting, (key, sequence.id))
+        if sequence.expires_at is not None and sequence.preemptions == 0:
+            heappush(self._expiries, (sequence.expires_at, sequence.id))
+
+    def requeue(self, sequence: Sequence, key: Key) -> None:
+        """Move a waiting sequence to the place of `key`."""
+        self._unlink(sequence)
+        sequence.key = key
+        insort(self.waiting, (key, sequence.id))
+
+    def waiting_from(self, start: Key = ()) -> Iterator[Sequence]:
+        """Yield the waiting in order of their keys, from the first key that is at least `start`."""
+        sequences = self.sequences
+        for i in range(bisect_left(self.waiting, (start, -1)), len(self.waiting)):
+            yield sequences[self.waiting[i][1]]
+
+    def admit(self, sequence: Sequence) -> int:
+        """Give a waiting sequence a slot (the lowest free one), and return it."""
+        self._unlink(sequence)
+        self.waiting_by_class[sequence.service_class.name] -= 1
+        slot = heappop(self._free_slots)
+        sequence.slot = slot
+        self.prefilling[sequence.id] = sequence
+        return slot
+
+    def hold(self, sequence: Sequence, computed_tokens: int) -> None:
+        """Let a running sequence hold the blocks of `computed_tokens`; it never gives any back before its end."""
+        blocks = self.blocks_for(sequence, computed_tokens)
+        if blocks > sequence.blocks:
+            self.blocks_held += blocks - sequence.blocks
+            sequence.blocks = blocks
+
+    def preempt(self, sequence: Sequence, key: Key) -> None:
+        """Take slot and KV back; the sequence waits again, all its tokens to be recomputed."""
+        self._vacate(sequence)
+        sequence.preemptions += 1
+        sequence.cached_tokens = 0
+        sequence.computed_tokens = 0
+        sequence.target_tokens = sequence.prompt_tokens + sequence.output_tokens
+        self.wait(sequence, key)
+
+    def remove(self, sequence: Sequence) -> None:
+        """Forget a sequence, wherever it is."""
+        if sequence.slot is None:
+            self._unlink(sequence)
+            self.waiting_by_class[sequence.service_class.name] -= 1
+        else:
+            self._vacate(sequence)
+        del self.sequences[sequence.id]
+
+    def next_expiry(self) -> float | None:
+        """Return the earliest instant at which a sequence that has never run would have waited too long."""
+        heap = self._expiries
+        while heap:
+            sequence = self.sequences.get(heap[0][1])
+            if sequence is not None and sequence.slot is None and sequence.preemptions == 0:
+                return heap[0][0]
+            heappop(heap)
+        return None
+
+    def pop_expired(self, now: float) -> list[Sequence]:
+        """Return the waiting sequences whose time is over, earliest first, and remove them."""
+        expired = []
+        while (at := self.next_expiry()) is not None and at <= now:
+            sequence = self.sequences[heappop(self._expiries)[1]]
+            self.remove(sequence)
+            expired.append(sequence)
+        return expired
+
+    def change_capacity(self, capacity: Capacity) -> None:
+        """Take the new capacity over; what runs in slots above it keeps them until it ends."""
+        used = {s.slot for s in self.prefilling.values()} | {s.slot for s in self.decoding.values()}
+        self.capacity = capacity
+        self._free_slots = [slot for slot in range(capacity.slots) if slot not in used]
+        for group in (self.prefilling, self.decoding):
+            for sequence in group.values():
+                sequence.blocks = self.blocks_for(sequence, sequence.computed_tokens)
+        self.blocks_held = sum(s.blocks for g in (self.prefilling, self.decoding) for s in g.values())
+
+    def _unlink(self, sequence: Sequence) -> None:
+        del self.waiting[bisect_left(self.waiting, (sequence.key, sequence.id))]
+
+    def _vacate(self, sequence: Sequence) -> None:
+        assert sequence.slot is not None
+        if sequence.slot < self.capacity.slots:
+            heappush(self._free_slots, sequence.slot)
+        sequence.slot = None
+        self.blocks_held -= sequence.blocks
+        sequence.blocks = 0
+        self.prefilling.pop(sequence.id, None)
+        self.decoding.pop(sequence.id, None)
