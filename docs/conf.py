@@ -15,5 +15,3 @@ exclude_patterns = ["_*"]
 html_theme = "furo"
 html_title = "Setpoint"
 html_copy_source = False
-# the last pattern of the contents takes in pages that the list does not name, and there may be none
-suppress_warnings = ["toc.empty_glob"]
