@@ -1,0 +1,40 @@
+"""Pure measurement: what happened to each request, whether it kept its promise, and how far a figure can be trusted."""
+
+from setpoint.metrics.histogram import Histogram
+from setpoint.metrics.judge import Miss, attainment, count_met, goodput_rps, met, misses
+from setpoint.metrics.quantile import Quantile, effective_size, estimate, rank_quantile, sample_size_min
+from setpoint.metrics.stationarity import Drift, Overload, Warmup, drift, little_error, mser5, overload
+from setpoint.metrics.summary import ClassSummary, Latency, Share, Summary, latency, share, summarize
+from setpoint.metrics.timeline import ErrorKind, RequestRecord, TokenSource
+
+__all__ = [
+    "ClassSummary",
+    "Drift",
+    "ErrorKind",
+    "Histogram",
+    "Latency",
+    "Miss",
+    "Overload",
+    "Quantile",
+    "RequestRecord",
+    "Share",
+    "Summary",
+    "TokenSource",
+    "Warmup",
+    "attainment",
+    "count_met",
+    "drift",
+    "effective_size",
+    "estimate",
+    "goodput_rps",
+    "latency",
+    "little_error",
+    "met",
+    "misses",
+    "mser5",
+    "overload",
+    "rank_quantile",
+    "sample_size_min",
+    "share",
+    "summarize",
+]
