@@ -1,0 +1,1 @@
+"""Engines: the driver that all share, and one adapter for each kind."""

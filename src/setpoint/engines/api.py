@@ -6,7 +6,7 @@ computes).
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Literal, Protocol
 
 import msgspec
 
@@ -79,10 +79,14 @@ class Finished(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     e2e_s: Seconds
 
 
+RefusalReason = RejectReason | Literal["draining"]
+"""Why a generation was refused: the core's reasons, and that the server is about to stop."""
+
+
 class Refused(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The generation was refused, or expired while it waited."""
 
-    reason: RejectReason
+    reason: RefusalReason
     message: str
     retry_after_s: Seconds | None = None
 
@@ -105,6 +109,23 @@ class StepOutput(msgspec.Struct, frozen=True, kw_only=True):
     tokens: tuple[SampledToken, ...]
     forward_s: Seconds
     sampling_s: Seconds
+
+
+class TextStream(Protocol):
+    """The output text of one sequence, token by token: never half a character, never a stop string or what follows."""
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether a stop string was met; nothing more comes after it."""
+        ...
+
+    def push(self, token: int) -> str:
+        """Take the next token in; return the text that is now safe to show (empty while it is held back)."""
+        ...
+
+    def finish(self) -> str:
+        """Return what was still held back; the sequence is over."""
+        ...
 
 
 class Executor(Protocol):
