@@ -1,4 +1,4 @@
-"""How Hypothesis runs in all tests: without deadlines, for a slow machine is no bug; in CI with the same cases each time."""
+"""How Hypothesis runs in all tests: no deadline, for a slow machine is no bug; in CI the same cases each time."""
 
 import os
 
