@@ -1,0 +1,97 @@
+"""Predicts a published point: the solver that fits its load, over the roofline of its set-up."""
+
+import msgspec
+
+from setpoint.sim.published import Metric, Point
+from setpoint.steptime.architecture import Architecture
+from setpoint.steptime.efficiency import Calibration
+from setpoint.steptime.finite import finite_run, lengths
+from setpoint.steptime.hardware import Hardware
+from setpoint.steptime.memory import fit
+from setpoint.steptime.roofline import Layout, roofline
+from setpoint.steptime.steady import Estimate, Replica, disaggregated
+
+Predicted = dict[Metric, float]
+_OTHER_STRIDE = 0.7548776662466927
+"""Shuffles prompts otherwise than outputs, so that the two are not correlated (plastic number)."""
+
+
+def predict(point: Point, architecture: Architecture, hardware: Hardware, calibration: Calibration) -> Predicted:
+    """Return the predicted value of every metric that the load has; empty when the model does not fit.
+
+    Of several possible layouts the one with the highest throughput is taken, as a submitter would.
+    """
+    best: Predicted = {}
+    for layout in point.layouts:
+        found = _with_layout(point, layout, architecture, hardware, calibration)
+        if found.get("throughput", 0.0) > best.get("throughput", 0.0):
+            best = found
+    return best
+
+
+def _with_layout(
+    point: Point, layout: Layout, architecture: Architecture, hardware: Hardware, calibration: Calibration
+) -> Predicted:
+    step = roofline(architecture, hardware, point.quantization, layout, calibration, engine=point.engine)
+    room = fit(architecture, hardware, point.quantization, layout)
+    if point.kind == "single":
+        return _single(point, Replica(step=step, fit=room, limits=point.limits))
+    if not room.is_fitting:
+        return {}
+    share = msgspec.structs.replace(room, kv_room_bytes=room.kv_room_bytes / layout.pipeline)
+    replica = Replica(step=step, fit=share, limits=point.limits)
+    replicas = point.gpus // layout.gpus * layout.pipeline
+    if point.kind in ("static", "finite"):
+        return _finite(point, replica, replicas)
+    if point.kind == "disaggregated":
+        prefills, decodes = point.workers
+        return _of(disaggregated(replica, prefills, replica, decodes, point.lengths, point.concurrency), 1)
+    return _steady(point, replica, replicas)
+
+
+def _single(point: Point, replica: Replica) -> Predicted:
+    """Return the values of one request at a time; tests of prefill and decode apart start from an empty cache."""
+    prompt, output = point.lengths.prompt_tokens, point.lengths.output_tokens
+    context = output / 2 if point.is_separate_test else point.lengths.held
+    tpot_s = replica.step.seconds_of(1.0, context)
+    chunks = max(1.0, prompt / point.limits.budget_tokens)
+    chunk = prompt / chunks
+    ttft_s = chunks * replica.step.seconds_of(0.0, 0.0, chunk, chunk * prompt / 2, 1.0)
+    throughput = 1.0 / tpot_s if point.is_separate_test else output / (ttft_s + (output - 1) * tpot_s)
+    return {"throughput": throughput, "tpot": tpot_s, "ttft": ttft_s, "prefill": prompt / ttft_s}
+
+
+def _finite(point: Point, replica: Replica, replicas: int) -> Predicted:
+    each = max(1, round(point.requests / replicas))
+    prompts = lengths(each, point.lengths.prompt_tokens, point.spread, stride=_OTHER_STRIDE)
+    outputs = lengths(each, point.lengths.output_tokens, point.spread)
+    gap_s = replicas / point.rate if point.rate else 0.0
+    run = finite_run(replica, prompts, outputs, gap_s)
+    if run is None:
+        return {}
+    return {"throughput": run.output_tokens_per_s * replicas, "tpot": run.tpot_s, "ttft": run.ttft_s}
+
+
+def _steady(point: Point, replica: Replica, replicas: int) -> Predicted:
+    if point.kind == "offline":
+        return _of(replica.saturated(point.lengths), replicas)
+    if point.kind == "closed":
+        return _of(replica.closed_loop(point.lengths, point.concurrency / replicas), replicas)
+    if point.kind == "open":
+        return _of(replica.open_loop(point.lengths, point.rate / replicas), replicas)
+    target_s = point.tpot_target_s or float("inf")
+    best = replica.within(point.lengths, target_s)
+    if not point.rate or point.rate / replicas >= best.requests_per_s:
+        return _of(best, replicas)
+    offered = replica.open_loop(point.lengths, point.rate / replicas)
+    return {**_of(offered, replicas), "throughput": best.output_tokens_per_s * replicas}
+
+
+def _of(estimate: Estimate, replicas: int) -> Predicted:
+    if estimate.output_tokens_per_s <= 0.0:
+        return {}
+    return {
+        "throughput": estimate.output_tokens_per_s * replicas,
+        "tpot": estimate.tpot_s,
+        "ttft": estimate.ttft_s,
+    }

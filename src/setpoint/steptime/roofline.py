@@ -1,0 +1,175 @@
+"""Seconds of a step from architecture, hardware, quantization and layout.
+
+Per GPU, for n decodes that read C tokens of context, and p prompt tokens that visit A pairs (T = n + p):
+
+    matrices    read:    weights touched / (bandwidth x mbu); of E experts, k chosen, T tokens touch 1 - (1 - k/E)^T
+                compute: 2 x active parameters x T / (peak x mfu); the head counts n + prefills rows only
+    KV cache    C x bytes a token / (bandwidth x kv_mbu); a windowed layer reads at most n x window
+    attention   4 x layers x heads x head_dim x A / (16-bit peak x attention_mfu)
+    collectives 2 a layer: start + bytes / one-way link (Megatron-LM, 1909.08053)
+    overheads   a step, a layer, a sequence
+
+Reading and computing the matrices overlap in part: their cost is the Euclidean norm of both, which is never below the
+greater one. All else is added. Every term is non-negative and grows with each argument, so the whole is monotone.
+Without the overheads a roofline misses half of the time between tokens (docs/models-and-hardware.md).
+"""
+
+from math import hypot
+
+import msgspec
+
+from setpoint.errors import ConfigError
+from setpoint.model import StepShape
+from setpoint.steptime.architecture import Architecture
+from setpoint.steptime.efficiency import Calibration, Efficiency
+from setpoint.steptime.hardware import Hardware
+from setpoint.steptime.quantization import Quantization
+from setpoint.units import Seconds
+
+_ACTIVATION_BYTES = 2.0
+
+
+class Layout(msgspec.Struct, frozen=True, kw_only=True):
+    """How one replica spreads over GPUs.
+
+    `tensor` ranks share each layer; `pipeline` stages hold consecutive layers. `is_spread`: instead of sharing each
+    layer, the ranks share the sequences (attention and dense parts are copied) and divide the experts (vLLM's DP + EP,
+    TensorRT-LLM's DEP).
+    """
+
+    tensor: int = 1
+    pipeline: int = 1
+    is_spread: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse less than one rank (`ConfigError`)."""
+        if self.tensor < 1 or self.pipeline < 1:
+            raise ConfigError(f"{self.tensor} tensor ranks x {self.pipeline} stages", hint="both are at least 1")
+
+    @property
+    def gpus(self) -> int:
+        """The GPUs of one replica."""
+        return self.tensor * self.pipeline
+
+    def kv_shards(self, architecture: Architecture) -> int:
+        """Return over how many GPUs of a stage the KV cache of a sequence, or the sequences, are divided."""
+        if self.is_spread:
+            return self.tensor
+        return 1 if architecture.latent else min(self.tensor, architecture.kv_heads)
+
+
+class Roofline:
+    """A `StepTime` that never learns: predicts from first principles and fitted efficiencies."""
+
+    is_fixed = True
+
+    def __init__(
+        self,
+        architecture: Architecture,
+        hardware: Hardware,
+        quantization: Quantization,
+        layout: Layout,
+        efficiency: Efficiency,
+        *,
+        tail_ratio: float = 1.5,
+    ) -> None:
+        """Compute what does not depend on the step."""
+        a, q, e, ranks = architecture, quantization, efficiency, layout.tensor
+        self.architecture = a
+        self.tail_ratio = tail_ratio
+        precision = q.precision(hardware.peaks_tflops)
+        matrix_rate = hardware.peak("bf16" if q.scope == "experts" else precision) * e.mfu * ranks
+        expert_rate = hardware.peak(precision) * e.mfu * e.expert_mfu * ranks
+        head_rate = hardware.peak("bf16") * e.mfu * ranks
+        copies = 1 if layout.is_spread else ranks
+        reading = hardware.bandwidth * e.mbu
+        self._dense_read_s = a.dense_parameters * q.traffic(q.dense_bytes) / copies / reading
+        self._experts_read_s = a.experts_parameters * q.traffic(q.expert_bytes) / ranks / reading
+        self._head_read_s = a.embedding_parameters * q.traffic(q.vocabulary_bytes) / copies / reading
+        active_experts = a.expert_layers * a.experts_active * a.expert_parameters
+        self._token_s = 2.0 * a.dense_parameters / matrix_rate + 2.0 * active_experts / expert_rate
+        self._row_s = 2.0 * a.embedding_parameters / head_rate
+        self._missed_ratio = 1.0 - a.experts_active / a.experts if a.experts else 0.0
+        kv_rate = hardware.bandwidth * e.kv_mbu * layout.kv_shards(a)
+        self._context_s = a.kv_values_full * q.kv_bytes / kv_rate
+        self._window_s = a.kv_values_windowed * q.kv_bytes / kv_rate
+        self._window = a.window
+        attention_rate = hardware.peak("bf16") * e.attention_mfu * ranks
+        pair_s = 4.0 * a.heads * _score_width(a) / attention_rate
+        windowed = a.windowed_layers if a.window else 0
+        self._pair_s, self._window_pair_s = pair_s * (a.layers - windowed), pair_s * windowed
+        self._exchange(layout, hardware, efficiency)
+        self._sequence_s = e.sequence_s
+        self._step_s = e.step_s + e.layer_s * a.layers
+
+    def _exchange(self, layout: Layout, hardware: Hardware, efficiency: Efficiency) -> None:
+        """Set the cost of collectives, a step and a token; a pipeline adds one hop between two stages."""
+        a, ranks = self.architecture, layout.tensor
+        link = hardware.one_way * efficiency.link_share
+        width = a.hidden * _ACTIVATION_BYTES
+        self._hops_s = (layout.pipeline - 1) * efficiency.hop_s
+        self._exchange_s = (layout.pipeline - 1) * width / link
+        if ranks == 1:
+            return
+        if layout.is_spread:
+            sent = a.expert_layers * max(1, a.experts_active) / ranks
+        else:
+            sent = a.layers * 2.0 * (ranks - 1) / ranks
+        calls = 2.0 * (a.expert_layers if layout.is_spread else a.layers)
+        self._hops_s += calls * efficiency.hop_s
+        self._exchange_s += 2.0 * sent * width / link
+
+    def seconds(
+        self,
+        decodes: int,
+        context_tokens: int,
+        prefill_tokens: int = 0,
+        prefill_work: float = 0.0,
+        prefills: int = 0,
+        /,
+    ) -> float:
+        """Return the expected seconds of a step of this shape, zero for an empty one."""
+        return self.seconds_of(decodes, context_tokens, prefill_tokens, prefill_work, prefills)
+
+    def seconds_of(
+        self, decodes: float, context: float, prefill_tokens: float = 0.0, work: float = 0.0, prefills: float = 0.0
+    ) -> float:
+        """Return the same for fractions, as a mean field needs."""
+        tokens = decodes + prefill_tokens
+        if tokens <= 0.0:
+            return 0.0
+        rows = decodes + prefills
+        touched = 1.0 - self._missed_ratio**tokens if self._missed_ratio else 1.0
+        read_s = self._dense_read_s + self._experts_read_s * touched + self._head_read_s
+        matrices_s = hypot(read_s, tokens * self._token_s + rows * self._row_s)
+        kv_s = context * self._context_s + min(context, decodes * self._window) * self._window_s
+        pairs_s = work * self._pair_s + min(work, prefill_tokens * self._window) * self._window_pair_s
+        moved_s = self._hops_s + tokens * self._exchange_s
+        return matrices_s + kv_s + pairs_s + moved_s + self._step_s + rows * self._sequence_s
+
+    def observe(self, shape: StepShape, seconds: Seconds) -> None:
+        """Learn nothing."""
+
+
+def _score_width(architecture: Architecture) -> float:
+    """Return the mean width of the query-key and value products of a head."""
+    mla = architecture.latent
+    return architecture.head_dim if mla is None else (mla.nope_dim + mla.rope_dim + mla.value_dim) / 2
+
+
+def roofline(
+    architecture: Architecture,
+    hardware: Hardware,
+    quantization: Quantization,
+    layout: Layout,
+    calibration: Calibration,
+    *,
+    engine: str = "",
+) -> Roofline:
+    """Return the step time of `architecture` on `hardware` under the calibrated efficiencies of `engine`."""
+    efficiency = calibration.of(
+        engine=engine,
+        generation=hardware.generation,
+        precision=quantization.precision(hardware.peaks_tflops),
+    )
+    return Roofline(architecture, hardware, quantization, layout, efficiency)
