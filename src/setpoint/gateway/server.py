@@ -1,0 +1,93 @@
+"""The server: uvicorn with guarded connections, and an orderly end.
+
+On SIGTERM (or Ctrl-C) the engine drains first, while the listener stays open: what runs finishes, what waits and what
+still comes is told 503 with the reason, and `/ready` says so. Only then are connections closed. A second Ctrl-C ends it
+at once.
+"""
+
+import asyncio
+import logging
+import resource
+import socket
+from collections.abc import Awaitable, Callable
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from setpoint.errors import ConfigError
+from setpoint.gateway.connections import ConnectionLimits, GuardedProtocol, GuardedState
+from setpoint.settings import ServerSettings
+
+FILES_SPARED = 64
+"""Descriptors kept for everything that is not a connection."""
+CLOSE_TIMEOUT_S = 5
+"""How long the last answers may take to leave, once the engine has drained."""
+BACKLOG = 2048
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+log = logging.getLogger(__name__)
+
+
+class DrainingServer(uvicorn.Server):
+    """A uvicorn server that drains an engine before it closes connections."""
+
+    def __init__(
+        self, config: uvicorn.Config, limits: ConnectionLimits, drain: Callable[[], Awaitable[object]]
+    ) -> None:
+        super().__init__(config)
+        self.server_state = GuardedState(limits)
+        self._drain = drain
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Drain, then close."""
+        draining = asyncio.ensure_future(self._drain())
+        while not draining.done() and not self.force_exit:
+            await asyncio.wait({draining}, timeout=0.1)
+        draining.cancel()
+        await super().shutdown(sockets)
+
+
+def open_listener(settings: ServerSettings) -> socket.socket:
+    """Return a bound socket; raise ConfigError when the address cannot be had."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    try:
+        return socket.create_server((settings.host, settings.port), family=family, backlog=BACKLOG)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot listen on {settings.host}:{settings.port}: {error.strerror or error}",
+            hint="another program may use the port: choose one with --port, or 0 for any",
+        ) from error
+
+
+def connection_limit(connections_max: int) -> int:
+    """Return how many connections the process may really hold, after asking for as many files as it may have."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = connections_max + FILES_SPARED
+    if soft < wanted:
+        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    limit = min(connections_max, soft - FILES_SPARED)
+    if limit < connections_max:
+        log.warning("this process may open %d files: at most %d connections are held", soft, limit)
+    return limit
+
+
+def build_server(app: ASGIApp, settings: ServerSettings, drain: Callable[[], Awaitable[object]]) -> DrainingServer:
+    """Return the server of `app`; run it with `await server.serve(sockets=[open_listener(settings)])`."""
+    config = uvicorn.Config(
+        app,
+        http=GuardedProtocol,
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=max(1, round(settings.keep_alive_s)),
+        timeout_graceful_shutdown=CLOSE_TIMEOUT_S,
+        h11_max_incomplete_event_size=settings.header_bytes_max,
+        backlog=BACKLOG,
+    )
+    limits = ConnectionLimits(
+        connections_max=connection_limit(settings.connections_max), header_timeout_s=settings.header_timeout_s
+    )
+    return DrainingServer(config, limits, drain)
