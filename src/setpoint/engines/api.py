@@ -51,6 +51,13 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     tpot_s: Seconds | None = None
 
 
+class ChatPrompt(msgspec.Struct, frozen=True):
+    """A conversation as tokens; the first `prefix_tokens` of them are likely to be shared with other requests."""
+
+    tokens: tuple[int, ...]
+    prefix_tokens: int = 0
+
+
 class TokenLogprob(msgspec.Struct, frozen=True):
     """One token with its natural log-probability and the most likely alternatives."""
 
@@ -137,7 +144,10 @@ class Executor(Protocol):
         ...
 
     def prepare(self, request_id: int, generation: Generation) -> int:
-        """Take a request in before it waits; return how many prompt tokens a shared prefix saves (it stays pinned)."""
+        """Take a request in before it waits; return how many prompt tokens a shared prefix saves (it stays pinned).
+
+        When it raises, nothing of the request is held and `release` must not follow.
+        """
         ...
 
     def admit(self, request_id: int, slot: int) -> None:

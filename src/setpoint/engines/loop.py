@@ -40,6 +40,8 @@ from setpoint.model import (
 from setpoint.units import Instant, Seconds
 
 FAILURES_MAX = 3
+STEP_S_MIN = 1e-6
+"""A step that failed at once still took some time: a step-time model learns from ratios."""
 
 log = logging.getLogger(__name__)
 
@@ -155,12 +157,10 @@ class EngineLoop:
         try:
             ticket.cached_tokens = self._executor.prepare(ticket.id, ticket.generation)
         except UserError as error:
-            self._release(ticket)
             self._book.close(ticket, error, "error", self._now)
             return False
         except Exception as error:
             log.exception("the engine could not take a request in")
-            self._release(ticket)
             fault = EngineError(f"the engine could not take the request in: {error}")
             self._book.close(ticket, fault, "error", self._now)
             return False
@@ -250,7 +250,7 @@ class EngineLoop:
     def _end_step(self, plan: StepPlan, stopped: Sequence[int], output: StepOutput | None) -> None:
         """Tell the machine that the plan was run; `output` is `None` when it failed."""
         at = self._read_clock()
-        step_s = Seconds(at - self._planned_at)
+        step_s = Seconds(max(at - self._planned_at, STEP_S_MIN))
         self._plan = None
         if output is not None:
             record = StepRecord(

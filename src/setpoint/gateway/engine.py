@@ -3,17 +3,8 @@
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any, Protocol
 
-import msgspec
-
-from setpoint.engines.api import Generation, GenerationEvent
+from setpoint.engines.api import ChatPrompt, Generation, GenerationEvent
 from setpoint.engines.observe import DriverStatus
-
-
-class ChatPrompt(msgspec.Struct, frozen=True):
-    """A conversation as tokens; the first `prefix_tokens` of them are likely to be shared with other requests."""
-
-    tokens: tuple[int, ...]
-    prefix_tokens: int = 0
 
 
 class ServedEngine(Protocol):

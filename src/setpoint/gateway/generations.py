@@ -8,9 +8,9 @@ from typing import Any
 
 import msgspec
 
-from setpoint.engines.api import Generation, Sampling
+from setpoint.engines.api import ChatPrompt, Generation, Sampling
 from setpoint.errors import RequestError
-from setpoint.gateway.engine import ChatPrompt, ServedEngine
+from setpoint.gateway.engine import ServedEngine
 from setpoint.gateway.service import Service
 from setpoint.gateway.wire import Asked, ChatRequest, CompletionRequest, Message, ResponseFormat
 from setpoint.settings import ServerSettings

@@ -8,8 +8,10 @@ at once.
 import asyncio
 import logging
 import resource
+import signal
 import socket
 from collections.abc import Awaitable, Callable
+from types import FrameType
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -38,6 +40,16 @@ class DrainingServer(uvicorn.Server):
         self.server_state = GuardedState(limits)
         self._drain = drain
 
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - the shape of a signal handler
+        """Ask for the orderly end, and for the quick one when Ctrl-C comes again.
+
+        Unlike uvicorn's own, the signal is not raised again at the end: what comes after the server (closing the
+        journal, freeing the model) is to happen too.
+        """
+        if self.should_exit and sig == signal.SIGINT:
+            self.force_exit = True
+        self.should_exit = True
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Drain, then close."""
         draining = asyncio.ensure_future(self._drain())
@@ -48,15 +60,18 @@ class DrainingServer(uvicorn.Server):
 
 
 def open_listener(settings: ServerSettings) -> socket.socket:
-    """Return a bound socket; raise ConfigError when the address cannot be had."""
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    """Return a bound socket that does not listen yet; raise ConfigError when the address cannot be had."""
+    listener = socket.socket(socket.AF_INET6 if ":" in settings.host else socket.AF_INET)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        return socket.create_server((settings.host, settings.port), family=family, backlog=BACKLOG)
+        listener.bind((settings.host, settings.port))
     except OSError as error:
+        listener.close()
         raise ConfigError(
             f"cannot listen on {settings.host}:{settings.port}: {error.strerror or error}",
             hint="another program may use the port: choose one with --port, or 0 for any",
         ) from error
+    return listener
 
 
 def connection_limit(connections_max: int) -> int:
@@ -72,7 +87,9 @@ def connection_limit(connections_max: int) -> int:
     return limit
 
 
-def build_server(app: ASGIApp, settings: ServerSettings, drain: Callable[[], Awaitable[object]]) -> DrainingServer:
+def build_server(
+    app: ASGIApp, settings: ServerSettings, drain: Callable[[], Awaitable[object]], announce: Callable[[], None]
+) -> DrainingServer:
     """Return the server of `app`; run it with `await server.serve(sockets=[open_listener(settings)])`."""
     config = uvicorn.Config(
         app,
@@ -90,4 +107,4 @@ def build_server(app: ASGIApp, settings: ServerSettings, drain: Callable[[], Awa
     limits = ConnectionLimits(
         connections_max=connection_limit(settings.connections_max), header_timeout_s=settings.header_timeout_s
     )
-    return DrainingServer(config, limits, drain)
+    return DrainingServer(config, limits, drain, announce)

@@ -56,6 +56,8 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     threads: Annotated[int, Meta(ge=1, le=1024)] | None = None
     gpu_layers: Annotated[int, Meta(ge=0)] | None = None
     quantize: Annotated[str, Meta(min_length=1)] | None = None
+    step_time_file: Annotated[str, Meta(min_length=1)] | None = None
+    """A step-time model that was fitted to this engine; without it, the first steps give a rough one."""
 
 
 class StrategySettings(msgspec.Struct, frozen=True, kw_only=True):
