@@ -1,0 +1,1 @@
+"""The policy: pure, synchronous state machines that take events and return commands."""

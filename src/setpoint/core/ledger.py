@@ -16,6 +16,7 @@ from setpoint.model import Capacity, Request, ServiceClass, Slo
 from setpoint.units import Instant
 
 Key = tuple[float, ...]
+_SPARE_EXPIRIES = 64
 
 
 class Sequence:
@@ -136,6 +137,7 @@ class Ledger:
         insort(self.waiting, (key, sequence.id))
         if sequence.expires_at is not None and sequence.preemptions == 0:
             heappush(self._expiries, (sequence.expires_at, sequence.id))
+            self._compact()
 
     def requeue(self, sequence: Sequence, key: Key) -> None:
         """Move a waiting sequence to the place of `key`."""
@@ -187,8 +189,7 @@ class Ledger:
         """Return the earliest instant at which a sequence that has never run would have waited too long."""
         heap = self._expiries
         while heap:
-            sequence = self.sequences.get(heap[0][1])
-            if sequence is not None and sequence.slot is None and sequence.preemptions == 0:
+            if self._may_expire(heap[0][1]):
                 return heap[0][0]
             heappop(heap)
         return None
@@ -211,6 +212,14 @@ class Ledger:
             for sequence in group.values():
                 sequence.blocks = self.blocks_for(sequence, sequence.computed_tokens)
         self.blocks_held = sum(s.blocks for g in (self.prefilling, self.decoding) for s in g.values())
+
+    def _compact(self) -> None:
+        if len(self._expiries) > 2 * len(self.waiting) + _SPARE_EXPIRIES:
+            self._expiries = sorted(e for e in self._expiries if self._may_expire(e[1]))
+
+    def _may_expire(self, request_id: int) -> bool:
+        sequence = self.sequences.get(request_id)
+        return sequence is not None and sequence.slot is None and sequence.preemptions == 0
 
     def _unlink(self, sequence: Sequence) -> None:
         del self.waiting[bisect_left(self.waiting, (sequence.key, sequence.id))]

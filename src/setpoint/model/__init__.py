@@ -16,8 +16,8 @@ from setpoint.model.commands import (
 from setpoint.model.events import AnyEvent, Arrived, Cancelled, CapacityChanged, StepFinished, Tick
 from setpoint.model.plan import Binding, Bound, Horizon, StepPlan
 from setpoint.model.request import Request
-from setpoint.model.shape import StepShape, StepTime, chunk_work
 from setpoint.model.service import PRESETS, JudgedBy, ServiceClass, Slo, decode_deadline
+from setpoint.model.shape import StepShape, StepTime, chunk_work
 
 __all__ = [
     "PRESETS",

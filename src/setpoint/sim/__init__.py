@@ -1,0 +1,1 @@
+"""Simulation: the machines of the core on a virtual clock."""

@@ -44,7 +44,7 @@ class FixedStepTime:
         """Return the median seconds of a step of this shape."""
         w = self._weights
         tokens = decodes + prefill_tokens
-        low = tokens if tokens < self._knee else self._knee
+        low = min(self._knee, tokens)
         return (
             w[0]
             + w[1] * decodes

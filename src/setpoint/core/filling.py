@@ -1,0 +1,182 @@
+"""A step under construction: sequences are put in one by one, as long as tokens, KV, slots and time allow.
+
+A draft answers each attempt with what stood in its way, or `None`. The time limit is given with each attempt, since
+protected work and harvest have different ones; the largest chunk within it is found by bisection, which is exact
+because the step-time model is monotone.
+"""
+
+from collections.abc import Iterable
+
+from setpoint.core.ledger import Ledger, Sequence
+from setpoint.model import Binding, Bound, StepShape, StepTime, chunk_work
+
+
+class Draft:
+    """What the next step would compute, and what it would cost."""
+
+    __slots__ = (
+        "_step_time",
+        "binding",
+        "cap_s",
+        "chunks",
+        "context_tokens",
+        "decodes",
+        "free_blocks",
+        "free_slots",
+        "ledger",
+        "preempted",
+        "prefill_tokens",
+        "prefill_work",
+        "refused",
+        "relegated",
+        "seconds",
+        "tokens_left",
+    )
+
+    def __init__(self, ledger: Ledger, step_time: StepTime, tokens_max: int | None = None) -> None:
+        """Start empty; at most `tokens_max` tokens, and never more than the engine takes in one pass."""
+        limit = ledger.capacity.step_tokens_max
+        self.ledger = ledger
+        self._step_time = step_time
+        self.decodes: list[Sequence] = []
+        self.chunks: list[tuple[Sequence, int]] = []
+        self.preempted: list[Sequence] = []
+        self.relegated: list[tuple[Sequence, bool]] = []
+        self.refused: list[Sequence] = []
+        self.tokens_left: int = limit if tokens_max is None else min(limit, tokens_max)
+        self.free_blocks: int = ledger.free_blocks
+        self.free_slots: int = ledger.free_slots
+        self.context_tokens = 0
+        self.prefill_tokens = 0
+        self.prefill_work = 0.0
+        self.seconds = 0.0
+        self.binding = Binding("work")
+        self.cap_s: float | None = None
+
+    @property
+    def shape(self) -> StepShape:
+        """The shape of the step as it stands."""
+        return StepShape(
+            len(self.decodes), self.context_tokens, self.prefill_tokens, self.prefill_work, len(self.chunks)
+        )
+
+    def price(self) -> float:
+        """Return the predicted seconds of the step as it stands, 0 if it is empty, and keep them in `seconds`."""
+        self.seconds = self._step_time.seconds(*self.shape) if self.decodes or self.chunks else 0.0
+        return self.seconds
+
+    def add_decodes(self, sequences: Iterable[Sequence]) -> list[Sequence]:
+        """Put in a decode of each of `sequences`, without a time limit; return those that no block or token is for."""
+        left_out = []
+        block_tokens = self.ledger.capacity.block_tokens
+        for sequence in sequences:
+            own = sequence.computed_tokens - sequence.cached_tokens
+            is_full = own >= sequence.blocks * block_tokens
+            if self.tokens_left < 1 or (is_full and self.free_blocks < 1):
+                left_out.append(sequence)
+                continue
+            self.free_blocks -= is_full
+            self.tokens_left -= 1
+            self.context_tokens += sequence.computed_tokens
+            self.decodes.append(sequence)
+        self.price()
+        return left_out
+
+    def add_decode(self, sequence: Sequence, cap_s: float | None = None) -> Bound | None:
+        """Put in a decode of `sequence` if the step stays within `cap_s`; return what stood in the way."""
+        own = sequence.computed_tokens - sequence.cached_tokens
+        is_full = own >= sequence.blocks * self.ledger.capacity.block_tokens
+        if self.tokens_left < 1:
+            return "tokens"
+        if is_full and self.free_blocks < 1:
+            return "kv"
+        context = self.context_tokens + sequence.computed_tokens
+        seconds = self._step_time.seconds(
+            len(self.decodes) + 1, context, self.prefill_tokens, self.prefill_work, len(self.chunks)
+        )
+        if cap_s is not None and seconds > cap_s:
+            return "slack"
+        self.free_blocks -= is_full
+        self.tokens_left -= 1
+        self.context_tokens = context
+        self.seconds = seconds
+        self.decodes.append(sequence)
+        return None
+
+    def add_prefill(
+        self, sequence: Sequence, cap_s: float | None = None, *, chunk_min: int = 1, reserve: int = 0
+    ) -> Bound | None:
+        """Put in the largest chunk of `sequence` that fits; `None` means that all its remaining tokens are in.
+
+        A chunk that does not end the prompt has at least `chunk_min` tokens. A sequence that does not run yet needs a
+        slot, and KV for all its known tokens beside `reserve` blocks.
+        """
+        if sequence.slot is None:
+            blocker = self._no_room(sequence, reserve)
+            if blocker is not None:
+                return blocker
+        tokens, bound = self._largest_chunk(sequence, cap_s)
+        if tokens < min(chunk_min, sequence.remaining_tokens) or tokens < 1:
+            return bound or "tokens"
+        if sequence.slot is None:
+            self.free_slots -= 1
+            self.free_blocks -= self.ledger.blocks_for(sequence, sequence.target_tokens)
+        self.tokens_left -= tokens
+        self.prefill_tokens += tokens
+        self.prefill_work += chunk_work(sequence.computed_tokens, tokens)
+        self.chunks.append((sequence, tokens))
+        self.price()
+        return bound
+
+    def blocks_short(self, decoding: Iterable[Sequence]) -> int:
+        """Return how many KV blocks are missing for a decode of each of `decoding`; at most 0 when none is."""
+        block_tokens = self.ledger.capacity.block_tokens
+        needed = sum(s.computed_tokens - s.cached_tokens >= s.blocks * block_tokens for s in decoding)
+        return needed - self.free_blocks
+
+    def decode_seconds(self, steps: int) -> float:
+        """Return the predicted seconds of the same decodes `steps` steps later."""
+        decodes = len(self.decodes)
+        return self._step_time.seconds(decodes, self.context_tokens + steps * decodes)
+
+    def recompute_seconds(self, sequence: Sequence) -> float:
+        """Return the predicted seconds of a step that computes all that `sequence` holds."""
+        tokens = max(1, sequence.computed_tokens)
+        return self._step_time.seconds(0, 0, tokens, chunk_work(0, tokens), 1)
+
+    def preempt(self, victim: Sequence) -> None:
+        """Plan to take the slot and the KV of `victim`, which the step does not use, back."""
+        self.preempted.append(victim)
+        self.free_slots += 1
+        self.free_blocks += victim.blocks
+
+    def _no_room(self, sequence: Sequence, reserve: int) -> Bound | None:
+        if self.free_slots < 1:
+            return "slots"
+        if self.ledger.blocks_for(sequence, sequence.target_tokens) > self.free_blocks - reserve:
+            return "kv"
+        return None
+
+    def _largest_chunk(self, sequence: Sequence, cap_s: float | None) -> tuple[int, Bound | None]:
+        """Return the largest chunk within tokens and `cap_s`, and what keeps it from being all that remains."""
+        high = min(sequence.remaining_tokens, self.tokens_left)
+        bound: Bound | None = "tokens" if high < sequence.remaining_tokens else None
+        if cap_s is None or self._with_chunk(sequence, high) <= cap_s:
+            return high, bound
+        low = 0
+        while high - low > 1:
+            middle = (low + high) // 2
+            if self._with_chunk(sequence, middle) <= cap_s:
+                low = middle
+            else:
+                high = middle
+        return low, "slack"
+
+    def _with_chunk(self, sequence: Sequence, tokens: int) -> float:
+        return self._step_time.seconds(
+            len(self.decodes),
+            self.context_tokens,
+            self.prefill_tokens + tokens,
+            self.prefill_work + chunk_work(sequence.computed_tokens, tokens),
+            len(self.chunks) + 1,
+        )

@@ -1,0 +1,234 @@
+"""The replica machine: one door in, commands out.
+
+    handle(event) -> list[Command]
+
+A synchronous state machine without I/O. It reads no clock (each event carries its instant), draws no random number and
+knows no engine. At most one step is in flight; whenever none is, every event ends with an attempt to plan the next, so
+that an idle engine never stands beside work that its strategy would let in. What the shell must know:
+
+- `RunStep` is answered with `StepFinished`, before which no further `RunStep` comes;
+- commands are carried out in the order given; `Admit`, `Preempt` and `Finish` of one reply come before its `RunStep`;
+- `WakeAt` asks for a `Tick` at an instant unless another event comes first; each reply withdraws the earlier ones;
+- ids are unique among the requests that are not yet finished or rejected.
+"""
+
+from collections.abc import Mapping
+
+from setpoint.core.filling import Draft
+from setpoint.core.ledger import Ledger, Sequence
+from setpoint.core.state import State, Strategy
+from setpoint.model import (
+    Admit,
+    AnyCommand,
+    AnyEvent,
+    Arrived,
+    Binding,
+    Cancelled,
+    Capacity,
+    CapacityChanged,
+    Finish,
+    FinishReason,
+    Horizon,
+    Preempt,
+    Reject,
+    RejectReason,
+    Relegate,
+    Request,
+    RunStep,
+    ServiceClass,
+    StepFinished,
+    StepPlan,
+    StepShape,
+    StepTime,
+    WakeAt,
+)
+from setpoint.units import Instant, Seconds
+
+_RATE_TOKENS = 2048.0
+
+
+class ReplicaMachine:
+    """Decides inside an engine, step by step, by the rules of one strategy."""
+
+    def __init__(
+        self, strategy: Strategy, classes: Mapping[str, ServiceClass], capacity: Capacity, step_time: StepTime
+    ) -> None:
+        """Start idle and empty."""
+        self.strategy = strategy
+        self.ledger = Ledger(capacity)
+        self.state = State(self.ledger, dict(classes), step_time)
+        self.step_in_flight: StepPlan | None = None
+        self.shape = StepShape()
+        self._steps = 0
+        self._out: list[AnyCommand] = []
+
+    def handle(self, event: AnyEvent) -> list[AnyCommand]:
+        """Take in what has happened; return what is to be done, in order."""
+        assert event.at >= self.state.now, "events come in the order of their instants"
+        self.state.now = event.at
+        out = self._out = []
+        if isinstance(event, StepFinished):
+            self._step_finished(event)
+        elif isinstance(event, Arrived):
+            self._arrived(event.request)
+        elif isinstance(event, Cancelled):
+            self._cancelled(event.request_id)
+        elif isinstance(event, CapacityChanged):
+            self._capacity_changed(event.capacity)
+        self._expire()
+        if self.step_in_flight is None:
+            self._plan()
+        return out
+
+    def _arrived(self, request: Request) -> None:
+        assert request.id not in self.ledger.sequences, "a request arrives once"
+        service_class = self.state.classes.get(request.class_name)
+        if service_class is None:
+            self._out.append(Reject(request_id=request.id, reason="unknown_class"))
+            return
+        sequence = Sequence(request, service_class)
+        reason = self._refusal(sequence)
+        if reason is not None:
+            retry_after_s = self.strategy.retry_after(sequence, self.state) if reason == "queue_full" else None
+            self._out.append(Reject(request_id=request.id, reason=reason, retry_after_s=retry_after_s))
+            return
+        self.strategy.saw_arrival(sequence, self.state)
+        self.ledger.wait(sequence, self.strategy.key(sequence, self.state))
+
+    def _refusal(self, sequence: Sequence) -> RejectReason | None:
+        """Return why a request is not even queued, or `None`."""
+        capacity = self.ledger.capacity
+        longest = sequence.prompt_tokens + sequence.output_tokens_max
+        if longest > capacity.context_tokens_max or capacity.blocks(longest) > capacity.kv_blocks:
+            return "too_long"
+        service_class = sequence.service_class
+        if self.ledger.waiting_by_class.get(service_class.name, 0) >= service_class.queue_max:
+            return "queue_full"
+        return None
+
+    def _cancelled(self, request_id: int) -> None:
+        sequence = self.ledger.sequences.get(request_id)
+        if sequence is not None:
+            self._finish(sequence, "cancelled")
+
+    def _capacity_changed(self, capacity: Capacity) -> None:
+        self.ledger.change_capacity(capacity)
+        for sequence in [*self.ledger.sequences.values()]:
+            longest = sequence.prompt_tokens + sequence.output_tokens_max
+            if sequence.slot is None and (
+                longest > capacity.context_tokens_max or capacity.blocks(longest) > capacity.kv_blocks
+            ):
+                self.ledger.remove(sequence)
+                self._out.append(Reject(request_id=sequence.id, reason="too_long"))
+
+    def _step_finished(self, event: StepFinished) -> None:
+        plan = self.step_in_flight
+        assert plan is not None, "a step finishes once"
+        assert event.step_id == plan.step_id, "the step in flight finishes"
+        assert 1 <= len(event.step_seconds) <= plan.horizon.steps, "a plan runs within its horizon"
+        self.step_in_flight = None
+        self._learn(event.step_seconds)
+        repeats = len(event.step_seconds)
+        extra = dict(event.extra)
+        stopped = set(event.stopped)
+        sequences = self.ledger.sequences
+        for request_id in plan.decodes:
+            sequence = sequences.get(request_id)
+            if sequence is not None:
+                yielded = repeats + extra.get(request_id, 1) - 1
+                self._yielded(sequence, yielded, yielded, is_stopped=request_id in stopped)
+        for request_id, tokens in plan.prefills:
+            sequence = sequences.get(request_id)
+            if sequence is not None:
+                is_complete = tokens == sequence.remaining_tokens
+                self._yielded(sequence, tokens, int(is_complete), is_stopped=request_id in stopped)
+
+    def _learn(self, step_seconds: tuple[Seconds, ...]) -> None:
+        state = self.state
+        shape = self.shape
+        for seconds in step_seconds:
+            state.step_time.observe(shape, seconds)
+            if shape.prefill_tokens:
+                share = min(1.0, shape.prefill_tokens / _RATE_TOKENS)
+                old = state.seconds_per_prefill_token()
+                state.prefill_s = old + share * (seconds / shape.prefill_tokens - old)
+            shape = shape._replace(context_tokens=shape.context_tokens + shape.decodes)
+
+    def _yielded(self, sequence: Sequence, computed: int, yielded: int, *, is_stopped: bool) -> None:
+        ledger = self.ledger
+        sequence.computed_tokens += computed
+        ledger.hold(sequence, sequence.computed_tokens)
+        if not yielded:
+            return
+        if sequence.first_token_at is None:
+            sequence.first_token_at = Instant(self.state.now)
+        sequence.output_tokens += yielded
+        if sequence.id in ledger.prefilling:
+            del ledger.prefilling[sequence.id]
+            ledger.decoding[sequence.id] = sequence
+        if is_stopped or sequence.output_tokens >= sequence.output_tokens_max:
+            self.strategy.saw_finish(sequence, self.state)
+            self._finish(sequence, "stop" if is_stopped else "length")
+
+    def _finish(self, sequence: Sequence, reason: FinishReason) -> None:
+        self.ledger.remove(sequence)
+        self._out.append(Finish(request_id=sequence.id, reason=reason))
+
+    def _expire(self) -> None:
+        for sequence in self.ledger.pop_expired(self.state.now):
+            retry_after_s = self.strategy.retry_after(sequence, self.state)
+            self._out.append(Reject(request_id=sequence.id, reason="expired", retry_after_s=retry_after_s))
+
+    def _plan(self) -> None:
+        state = self.state
+        draft = Draft(self.ledger, state.step_time)
+        self.strategy.plan(draft, state)
+        for sequence in draft.refused:
+            retry_after_s = self.strategy.retry_after(sequence, state)
+            self.ledger.remove(sequence)
+            self._out.append(Reject(request_id=sequence.id, reason="late", retry_after_s=retry_after_s))
+        for sequence, is_late in draft.relegated:
+            self._relegate(sequence, is_late=is_late)
+        for sequence in draft.preempted:
+            self.ledger.preempt(sequence, self.strategy.key(sequence, state))
+            self._out.append(Preempt(request_id=sequence.id))
+        if draft.decodes or draft.chunks:
+            self._run(draft)
+        else:
+            self._sleep(draft.binding)
+
+    def _relegate(self, sequence: Sequence, *, is_late: bool) -> None:
+        if sequence.is_late != is_late:
+            sequence.is_late = is_late
+            self._out.append(Relegate(request_id=sequence.id, is_relegated=is_late))
+        if sequence.slot is None:
+            self.ledger.requeue(sequence, self.strategy.key(sequence, self.state))
+
+    def _run(self, draft: Draft) -> None:
+        horizon = self.strategy.horizon(draft, self.state) if self.state.step_time.is_fixed else Horizon(1)
+        for sequence, tokens in draft.chunks:
+            if sequence.slot is None:
+                slot = self.ledger.admit(sequence)
+                self.ledger.hold(sequence, sequence.target_tokens)
+                self._out.append(Admit(request_id=sequence.id, slot=slot))
+            assert 0 < tokens <= sequence.remaining_tokens
+        for sequence in draft.decodes:
+            self.ledger.hold(sequence, sequence.computed_tokens + 1)
+        self.shape = draft.shape
+        self._steps += 1
+        self.step_in_flight = StepPlan(
+            step_id=self._steps,
+            decodes=tuple(sorted(s.id for s in draft.decodes)),
+            prefills=tuple((s.id, tokens) for s, tokens in draft.chunks),
+            predicted_s=Seconds(draft.price()),
+            cap_s=None if draft.cap_s is None else Seconds(draft.cap_s),
+            bound_by=draft.binding,
+            horizon=horizon,
+        )
+        self._out.append(RunStep(plan=self.step_in_flight))
+
+    def _sleep(self, binding: Binding) -> None:
+        instants = [t for t in (self.strategy.wake_at(self.state), self.ledger.next_expiry()) if t is not None]
+        assert self.ledger.running == 0 or binding.kind == "kv", "an engine with running sequences always has a step"
+        if instants:
+            self._out.append(WakeAt(at=Instant(min(instants))))

@@ -1,0 +1,328 @@
+"""`slack`: envelope-slack batching with closed-loop percentile setpoints, the flagship.
+
+A step is built in this order, each part within a time limit:
+
+1. every decode of the protected classes; their least slack, times a controlled margin, limits the step (deadlines are
+   those that the class is judged by);
+2. the prefills that can be in time, by deadline: Moore-Hodgson says which these are, afresh at each step, counting
+   work at a rate between the bare cost and what was lately achieved;
+3. the prefills given up, by least work: as long as they may wait, or they are refused at once if the class says so;
+4. harvest: decodes and prefills of batch work, as far as neither a slack nor the next arrival would feel it.
+
+An arrival waits for the step in flight, so no step is longer than a controlled share of the tightest TTFT target seen
+lately. Batch work whose completion window draws near is protected like the rest. KV and slots are taken back from
+batch work only, when a protected request stands blocked, at most once per protected arrival, from the sequence that is
+cheapest to recompute per block; twice preempted is protected until it ends.
+"""
+
+from collections.abc import Iterable
+from itertools import takewhile
+from typing import NamedTuple
+
+import msgspec
+
+from setpoint.core.admission import RELEGATIONS, Job
+from setpoint.core.filling import Draft
+from setpoint.core.ledger import Key, Sequence
+from setpoint.core.setpoints import Setpoints
+from setpoint.core.state import State, Strategy
+from setpoint.core.strategies.batching import decode_horizon, decode_or_preempt, first_come
+from setpoint.model import Binding, Horizon, chunk_work
+from setpoint.units import Instant
+
+_HOPEFUL, _LATE, _HARVEST = 0.0, 1.0, 2.0
+_NEVER = float("inf")
+_PREEMPTIONS_MAX = 2
+_BURST_MAX = 4
+_UNSIZED_TOKENS = 512
+
+
+class SlackOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The parts of `slack`; the defaults are meant for every workload.
+
+    `relegation`: `moore-hodgson`, `own-deadline` or `none`. `rate_blend`: 0 counts waiting work at its bare cost, 1 at
+    the rate lately achieved. `chunk_min`: tokens below which a chunk that does not end a prompt does not pay. `pace`
+    and `arrival`: the first values of the margins (see `setpoint.core.setpoints`), which stay there unless
+    `is_controlled`. `idle_step_s`: the longest step when no protected class was seen for `memory_s`. `lateness_max`:
+    tokens by which a decode may lag before it is no longer asked to catch up. `reserve`: share of slots and KV that
+    batch work leaves free. The `is_...` switches exist so that what each part is worth can be measured.
+    """
+
+    relegation: str = "moore-hodgson"
+    rate_blend: float = 0.5
+    chunk_min: int = 16
+    pace: float = 0.9
+    arrival: float = 0.25
+    idle_step_s: float = 0.5
+    memory_s: float = 60.0
+    lateness_max: float = 5.0
+    reserve: float = 0.1
+    is_controlled: bool = True
+    is_sized: bool = True
+    is_harvesting: bool = True
+    is_preempting: bool = True
+
+
+class _Limits(NamedTuple):
+    """Seconds that this step may last: for protected prefills (with the decode that limits it), and for harvest."""
+
+    cap_s: float | None
+    tightest: int | None
+    harvest_s: float
+
+
+class Slack(Strategy):
+    """Slack-sized steps, relegation of the fewest, harvest, bounded preemption, controlled margins."""
+
+    name = "slack"
+
+    def __init__(self, options: SlackOptions | None = None) -> None:
+        """Begin with the margins of `options`; they move as requests end."""
+        o = options or SlackOptions()
+        self._options = o
+        self._triage = RELEGATIONS[o.relegation]
+        self._preemptions = 0
+        self.setpoints = Setpoints(
+            pace=o.pace,
+            arrival=o.arrival,
+            idle_step_s=o.idle_step_s,
+            memory_s=o.memory_s,
+            is_moving=o.is_controlled,
+        )
+
+    def key(self, sequence: Sequence, state: State) -> Key:
+        """Return the place: the hopeful by deadline, the hopeless by work, batch work by its completion window."""
+        due = due_at(sequence)
+        if sequence.is_harvest:
+            return (_HARVEST, due)
+        if sequence.is_late and state.now + sequence.remaining_tokens * state.bare_prefill_s() > due:
+            return (_LATE, sequence.remaining_tokens)
+        return (_HOPEFUL, due)
+
+    def saw_arrival(self, sequence: Sequence, state: State) -> None:
+        """Reckon with the class; a protected arrival allows one more preemption."""
+        if not sequence.is_harvest:
+            self.setpoints.saw_arrival(sequence, state.now)
+            self._preemptions = min(_BURST_MAX, self._preemptions + 1)
+
+    def saw_finish(self, sequence: Sequence, state: State) -> None:
+        """Move the margins of the class."""
+        if not sequence.is_harvest:
+            self.setpoints.saw_finish(sequence, state.now)
+
+    def plan(self, draft: Draft, state: State) -> None:
+        """Build the step in the four parts that the module describes."""
+        if not self._options.is_sized:
+            draft.tokens_left = min(draft.tokens_left, _UNSIZED_TOKENS)
+        protected: list[Sequence] = []
+        harvest: list[Sequence] = []
+        for sequence in state.ledger.decoding.values():
+            (harvest if self._is_spare(sequence, state) else protected).append(sequence)
+        self._decode(draft, protected, harvest)
+        limits = self._limits(draft, state)
+        draft.cap_s = limits.cap_s
+        spare_s = self._prefill(draft, limits, state)
+        if self._options.is_harvesting or not (draft.decodes or draft.chunks):
+            self._harvest(draft, harvest, limits.harvest_s, spare_s, state)
+
+    def horizon(self, draft: Draft, state: State) -> Horizon:
+        """Return for how many steps pure decoding goes on, as long as it keeps up with the tightest TPOT target."""
+        queue = state.ledger.waiting_from()
+        head = next(queue, None)
+        base = decode_horizon(draft, state, is_gated=draft.binding.kind in {"slots", "kv"})
+        if base.steps == 1 or (head is not None and not head.is_harvest):
+            return Horizon(1)
+        limits = self._limits(draft, state)
+        cap_s = limits.harvest_s
+        if limits.cap_s is not None and limits.tightest is not None:
+            cap_s = min(cap_s, limits.cap_s)
+        paces = [s.slo.tpot_s for s in draft.decodes if not s.is_harvest and s.slo.tpot_s is not None]
+        if any(due < state.now for s in draft.decodes if (due := s.token_deadline()) is not None):
+            return Horizon(1)
+        instants = [t for t in (base.until_at, self.setpoints.quiet_at(state.now)) if t is not None]
+        if head is not None:
+            instants.append(self._urgent_at(head, state, base.steps))
+        steps = self._steps_within(draft, cap_s, base.steps)
+        return Horizon(steps, pace_s=min(paces, default=None), until_at=Instant(min(instants)) if instants else None)
+
+    def _decode(self, draft: Draft, protected: list[Sequence], harvest: list[Sequence]) -> None:
+        """Put in the protected decodes; where KV is short, batch work gives it up first."""
+        spare = [*harvest, *(s for s in draft.ledger.prefilling.values() if s.is_harvest)]
+        while draft.blocks_short(protected) > 0 and (victim := cheapest(draft, spare)) is not None:
+            draft.preempt(victim)
+        decode_or_preempt(draft, protected, first_come)
+
+    def _limits(self, draft: Draft, state: State) -> _Limits:
+        arrival_s = self.setpoints.longest_step_s(state.now)
+        cap_s, tightest = None, None
+        for sequence in draft.decodes:
+            due = None if sequence.is_harvest else sequence.token_deadline()
+            if due is None:
+                continue
+            slack = due - state.now
+            tpot_s = sequence.slo.tpot_s or 0.0
+            if slack < -self._options.lateness_max * tpot_s:
+                slack = tpot_s
+            room = self.setpoints.pace(sequence) * slack
+            if cap_s is None or room < cap_s:
+                cap_s, tightest = room, sequence.id
+        if not self._options.is_sized:
+            cap_s = None
+        harvest_s = arrival_s if cap_s is None else min(arrival_s, cap_s)
+        least = self._options.chunk_min
+        floor_s = state.step_time.seconds(len(draft.decodes), draft.context_tokens, least, chunk_work(0, least), 1)
+        own_s = max(arrival_s, floor_s)
+        if cap_s is None or own_s < cap_s:
+            return _Limits(own_s, None, harvest_s)
+        return _Limits(cap_s, tightest, harvest_s)
+
+    def _prefill(self, draft: Draft, limits: _Limits, state: State) -> float | None:
+        """Put in protected prefills: those in time, urgent batch work, those given up; return the spare seconds."""
+        ledger = state.ledger
+        hopeful = [s for s in ledger.prefilling.values() if not s.is_harvest]
+        hopeful += takewhile(lambda s: s.key[0] == _HOPEFUL, ledger.waiting_from())
+        hopeful.sort(key=lambda s: (due_at(s), s.id))
+        bare_s = state.bare_prefill_s()
+        token_s = bare_s + self._options.rate_blend * (state.seconds_per_prefill_token() - bare_s)
+        jobs = [Job(s.id, due_at(s), s.remaining_tokens * token_s, s.service_class.weight) for s in hopeful]
+        triage = self._triage(jobs, state.now + draft.seconds)
+        sequences = ledger.sequences
+        kept = [sequences[i] for i in triage.kept]
+        given_up = self._give_up([sequences[i] for i in triage.given_up], draft, state)
+        draft.relegated += [(s, False) for s in kept if s.is_late]
+        late = sorted(given_up, key=lambda s: (s.remaining_tokens, s.id))
+        if self._fill(draft, [*kept, *self._urgent(state)], limits, state, is_preempting=True):
+            waiting_late = takewhile(lambda s: s.key[0] == _LATE, ledger.waiting_from((_LATE,)))
+            self._fill(draft, [*late, *waiting_late], limits, state, is_preempting=False)
+        return triage.spare_s
+
+    def _give_up(self, fallen: list[Sequence], draft: Draft, state: State) -> list[Sequence]:
+        """Relegate or refuse those that cannot be in time; return the relegated."""
+        relegated = []
+        for sequence in fallen:
+            if sequence.service_class.late == "refuse" and sequence.slot is None and sequence.preemptions == 0:
+                draft.refused.append(sequence)
+                continue
+            relegated.append(sequence)
+            if not sequence.is_late or (sequence.slot is None and self.key(sequence, state) != sequence.key):
+                draft.relegated.append((sequence, True))
+        return relegated
+
+    def _fill(
+        self, draft: Draft, sequences: Iterable[Sequence], limits: _Limits, state: State, *, is_preempting: bool
+    ) -> bool:
+        """Put prefills in, in order; false when tokens or time are spent."""
+        is_open = True
+        for sequence in sequences:
+            if sequence.slot is None and not is_open:
+                continue
+            blocker = draft.add_prefill(sequence, limits.cap_s, chunk_min=self._options.chunk_min)
+            while blocker in {"slots", "kv"} and is_preempting and self._make_room(draft, state):
+                blocker = draft.add_prefill(sequence, limits.cap_s, chunk_min=self._options.chunk_min)
+            if blocker is None:
+                continue
+            draft.binding = Binding(blocker, limits.tightest if blocker == "slack" else None)
+            is_open = False
+            if blocker not in {"slots", "kv"}:
+                return False
+        return True
+
+    def _make_room(self, draft: Draft, state: State) -> bool:
+        """Take slot and KV back from the batch sequence that is cheapest to recompute, if that may be."""
+        if self._preemptions < 1 or not self._options.is_preempting:
+            return False
+        ledger = state.ledger
+        running = [*ledger.decoding.values(), *ledger.prefilling.values()]
+        victim = cheapest(draft, [s for s in running if self._is_spare(s, state)])
+        if victim is None:
+            return False
+        self._preemptions -= 1
+        draft.preempt(victim)
+        return True
+
+    def _harvest(
+        self, draft: Draft, decoding: list[Sequence], cap_s: float, spare_s: float | None, state: State
+    ) -> None:
+        """Fill what is left of the step with batch work."""
+        if spare_s is not None:
+            cap_s = min(cap_s, draft.seconds + max(0.0, spare_s))
+        is_empty = not draft.decodes and not draft.chunks
+        for sequence in sorted(decoding, key=lambda s: (s.computed_tokens, s.id)):
+            if sequence in draft.preempted:
+                continue
+            is_first = is_empty and not draft.decodes
+            blocker = draft.add_decode(sequence, None if is_first else cap_s)
+            if blocker in {"slack", "tokens"}:
+                draft.binding = Binding("harvest" if blocker == "slack" else blocker)
+                break
+        self._harvest_prefills(draft, cap_s, state)
+        if is_empty and not draft.decodes and not draft.chunks and decoding:
+            decode_or_preempt(draft, [s for s in decoding if s not in draft.preempted], first_come)
+
+    def _harvest_prefills(self, draft: Draft, cap_s: float, state: State) -> None:
+        ledger = state.ledger
+        is_quiet = self.setpoints.is_quiet(state.now)
+        reserve = 0 if is_quiet else int(self._options.reserve * ledger.capacity.kv_blocks)
+        slots = 0 if is_quiet else int(self._options.reserve * ledger.capacity.slots)
+        if not draft.decodes and not draft.chunks:
+            least = self._options.chunk_min
+            cap_s = max(cap_s, state.step_time.seconds(0, 0, least, chunk_work(0, least), 1))
+        begun = [s for s in ledger.prefilling.values() if s.is_harvest and s not in draft.preempted]
+        for group in (begun, ledger.waiting_from((_HARVEST,))):
+            for sequence in group:
+                if sequence.slot is None and draft.free_slots <= slots:
+                    draft.binding = Binding("slots")
+                    return
+                blocker = draft.add_prefill(sequence, cap_s, chunk_min=self._options.chunk_min, reserve=reserve)
+                if blocker is not None:
+                    draft.binding = Binding("harvest" if blocker == "slack" else blocker)
+                    return
+
+    def _is_spare(self, sequence: Sequence, state: State) -> bool:
+        """Return whether a sequence is batch work with time left: it yields to the protected."""
+        return sequence.is_harvest and state.now < self._urgent_at(sequence, state, 0)
+
+    def _urgent(self, state: State) -> list[Sequence]:
+        """Return the waiting batch sequences whose completion window draws near."""
+        queue = state.ledger.waiting_from((_HARVEST,))
+        return list(takewhile(lambda s: state.now >= self._urgent_at(s, state, 0), queue))
+
+    def _urgent_at(self, sequence: Sequence, state: State, steps: int) -> float:
+        """Return when twice the work left of a batch sequence reaches its completion window, `steps` steps from now."""
+        due = due_at(sequence)
+        if due == _NEVER:
+            return due
+        ledger = state.ledger
+        decodes = len(ledger.decoding)
+        context = sum(s.computed_tokens for s in ledger.decoding.values()) + steps * decodes
+        step_s = state.step_time.seconds(max(1, decodes), context)
+        left = sequence.output_tokens_max - sequence.output_tokens
+        return due - 2.0 * (sequence.remaining_tokens * state.seconds_per_prefill_token() + left * step_s)
+
+    def _steps_within(self, draft: Draft, cap_s: float, steps: int) -> int:
+        """Return how many steps of all these decodes, each with a longer context, stay within `cap_s`."""
+        low, high = 0, steps
+        while high - low > 1:
+            middle = (low + high) // 2
+            if draft.decode_seconds(middle) <= cap_s:
+                low = middle
+            else:
+                high = middle
+        return low + 1
+
+
+def due_at(sequence: Sequence) -> float:
+    """Return when the first token (or, of batch work, the last) is due; infinity where nothing is."""
+    if sequence.ttft_deadline is not None:
+        return sequence.ttft_deadline
+    return _NEVER if sequence.slo.e2e_s is None else sequence.arrived_at + sequence.slo.e2e_s
+
+
+def cheapest(draft: Draft, sequences: Iterable[Sequence]) -> Sequence | None:
+    """Return the sequence that is cheapest to recompute per block that it frees; twice preempted is protected."""
+    candidates = [
+        s
+        for s in sequences
+        if s.preemptions < _PREEMPTIONS_MAX and s not in draft.preempted and all(s is not c for c, _ in draft.chunks)
+    ]
+    return min(candidates, key=lambda s: (draft.recompute_seconds(s) / max(1, s.blocks), s.id), default=None)
