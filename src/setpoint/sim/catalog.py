@@ -55,12 +55,14 @@ def hardware(name: str, *, extra: Path | None = None) -> Hardware:
 
 def models(*, extra: Path | None = None) -> dict[tuple[str, ...], Model]:
     """Return every model by its names, the user's first."""
-    return {**_own(extra, _parse_models), **_shipped_models()}
+    own: dict[tuple[str, ...], Model] = _own(extra, _parse_models)
+    return own | {names: entry for names, entry in _shipped_models().items() if names not in own}
 
 
 def hardwares(*, extra: Path | None = None) -> dict[tuple[str, ...], Hardware]:
     """Return every accelerator by its names, the user's first."""
-    return {**_own(extra, _parse_hardware), **_shipped_hardware()}
+    own: dict[tuple[str, ...], Hardware] = _own(extra, _parse_hardware)
+    return own | {names: entry for names, entry in _shipped_hardware().items() if names not in own}
 
 
 @functools.cache

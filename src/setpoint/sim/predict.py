@@ -8,10 +8,17 @@ from setpoint.steptime.efficiency import Calibration
 from setpoint.steptime.finite import finite_run, lengths
 from setpoint.steptime.hardware import Hardware
 from setpoint.steptime.memory import fit
-from setpoint.steptime.roofline import Layout, roofline
+from setpoint.steptime.roofline import roofline
+from setpoint.steptime.setup import Layout, Setup
 from setpoint.steptime.steady import Estimate, Replica, disaggregated
 
 Predicted = dict[Metric, float]
+_AT_CAPACITY = 0.85
+"""A load nearer than this to the predicted capacity is within the model's own error of it: taken as at capacity."""
+
+_P99_OF_MEAN = 0.88
+"""A P99 limit on TPOT allows this share of it as the mean (MLPerf rows that sit at their limit)."""
+
 _OTHER_STRIDE = 0.7548776662466927
 """Shuffles prompts otherwise than outputs, so that the two are not correlated (plastic number)."""
 
@@ -22,18 +29,22 @@ def predict(point: Point, architecture: Architecture, hardware: Hardware, calibr
     Of several possible layouts the one with the highest throughput is taken, as a submitter would.
     """
     best: Predicted = {}
+    efficiency = calibration.of(engine=point.engine, generation=hardware.generation)
     for layout in point.layouts:
         found = _with_layout(point, layout, architecture, hardware, calibration)
         if found.get("throughput", 0.0) > best.get("throughput", 0.0):
             best = found
+    if point.is_served and "ttft" in best:
+        best["ttft"] += efficiency.request_s
     return best
 
 
 def _with_layout(
     point: Point, layout: Layout, architecture: Architecture, hardware: Hardware, calibration: Calibration
 ) -> Predicted:
-    step = roofline(architecture, hardware, point.quantization, layout, calibration, engine=point.engine)
-    room = fit(architecture, hardware, point.quantization, layout)
+    setup = Setup(architecture=architecture, hardware=hardware, quantization=point.quantization, layout=layout)
+    step = roofline(setup, calibration, engine=point.engine, is_streamed=point.is_streamed)
+    room = fit(setup)
     if point.kind == "single":
         return _single(point, Replica(step=step, fit=room, limits=point.limits))
     if not room.is_fitting:
@@ -79,9 +90,9 @@ def _steady(point: Point, replica: Replica, replicas: int) -> Predicted:
         return _of(replica.closed_loop(point.lengths, point.concurrency / replicas), replicas)
     if point.kind == "open":
         return _of(replica.open_loop(point.lengths, point.rate / replicas), replicas)
-    target_s = point.tpot_target_s or float("inf")
+    target_s = _P99_OF_MEAN * point.tpot_target_s if point.tpot_target_s else float("inf")
     best = replica.within(point.lengths, target_s)
-    if not point.rate or point.rate / replicas >= best.requests_per_s:
+    if not point.rate or point.rate / replicas >= _AT_CAPACITY * best.requests_per_s:
         return _of(best, replicas)
     offered = replica.open_loop(point.lengths, point.rate / replicas)
     return {**_of(offered, replicas), "throughput": best.output_tokens_per_s * replicas}

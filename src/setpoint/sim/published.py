@@ -12,7 +12,7 @@ import msgspec
 
 from setpoint.steptime.efficiency import engine_key
 from setpoint.steptime.quantization import Quantization, quantization
-from setpoint.steptime.roofline import Layout
+from setpoint.steptime.setup import Layout
 from setpoint.steptime.steady import Lengths, Limits
 
 Kind = Literal["single", "static", "finite", "offline", "closed", "open", "server", "disaggregated"]
@@ -28,7 +28,7 @@ _MLPERF_PROMPTS = {
 }
 """Mean prompt tokens of MLPerf's data sets (OpenOrca; OpenOrca, GSM8K, MBXP; CNN-DailyMail; LongBench and others)."""
 
-_MLPERF_OUTPUTS = {"llama-3.1-8b": 128.3, "gpt-oss-120b": 1200.0, "deepseek-r1": 3850.0}
+_MLPERF_OUTPUTS = {"llama-3.1-8b": 128.3, "gpt-oss-120b": 3000.0, "deepseek-r1": 3850.0}
 """Mean output tokens where the row has none; 8B from tokens over requests of its rows, gpt-oss assumed."""
 
 _MLPERF_TPOT_S = {
@@ -49,15 +49,21 @@ _SUITES = {"A": (256.0, 345.0), "B": (256.0, 350.0), "C": (282.0, 353.0), "F": (
 _SUITE_REQUESTS = {"A": (100, 300), "B": (100, 200), "C": (100, 300), "F": (200, 300), "G": (100, 300)}
 """Requests of AccelMark's suites: (handed over at once, arriving over time)."""
 
-CHAT_SPREAD = 0.8
-"""Coefficient of variation of ShareGPT-type lengths."""
+_CHAT_SPREAD, _CAPPED_SPREAD = 0.8, 0.3
+"""Coefficients of variation of ShareGPT-type lengths, and of AccelMark's, whose outputs are cut short at a limit."""
+
+_ACHIEVED_MIN = 0.95
+_QUEUED_MS = 1000.0
+
+_CACHED_RATIO = 0.5
+"""Assumed share of prompt tokens found in the prefix cache by the multi-turn, shared-prefix runs (group blis-*)."""
 
 
 class Point(msgspec.Struct, frozen=True, kw_only=True):
     """A published measurement: the set-up, the load, and the values that it prints (seconds, tokens a second).
 
-    `layouts`: the replica layouts to choose from, the best by throughput. `is_beyond`: the source itself says that the
-    offered load was not reached. `is_separate_test`: prefill and decode were timed apart, from an empty cache.
+    `layouts`: the replica layouts to choose from, the best by throughput. `is_beyond`: by its own numbers an open loop
+    beyond saturation. `is_separate_test`: prefill and decode were timed apart, from an empty cache.
     """
 
     id: str
@@ -78,6 +84,8 @@ class Point(msgspec.Struct, frozen=True, kw_only=True):
     tpot_target_s: float | None = None
     workers: tuple[int, int] = (0, 0)
     is_separate_test: bool = False
+    is_served: bool = False
+    is_streamed: bool = False
     is_beyond: bool = False
     values: dict[Metric, float] = {}
 
@@ -110,7 +118,9 @@ def point(row: Mapping[str, str]) -> Point | None:
         tpot_target_s=_MLPERF_TPOT_S.get((model, scenario)) if kind == "server" else None,
         workers=_workers(row["parallelism"]),
         is_separate_test=row["engine"] == "llama.cpp",
-        is_beyond=0.0 < _number(row["achieved_rps"]) < 0.95 * _number(row["request_rate_rps"]),
+        is_served=row["engine"] != "llama.cpp" and (kind not in ("static", "offline")) and bool(_ttft(row)),
+        is_streamed=not row["load"].startswith("mlperf") and bool(_ttft(row)),
+        is_beyond=_is_beyond(row),
         values=_values(row),
     )
 
@@ -118,7 +128,7 @@ def point(row: Mapping[str, str]) -> Point | None:
 def _values(row: Mapping[str, str]) -> dict[Metric, float]:
     found: dict[Metric, float] = {}
     tpot = _first(row, "tpot_p50_ms", "tpot_mean_ms", "itl_p50_ms", "itl_mean_ms")
-    ttft = _first(row, "ttft_p50_ms", "ttft_mean_ms")
+    ttft = _ttft(row)
     if value := _number(row["output_tok_s"]):
         found["throughput"] = value
     if tpot:
@@ -153,7 +163,7 @@ def _workload(row: Mapping[str, str], kind: Kind) -> tuple[Lengths, float, int]:
     if suite := re.search(r"suite ([A-G])", row["notes"]):
         defaults = _SUITES[suite[1]]
         prompt, output = prompt or defaults[0], output or defaults[1]
-        spread = CHAT_SPREAD
+        spread = _CAPPED_SPREAD
         requests = _SUITE_REQUESTS[suite[1]][row["load"].startswith("open-loop")] if kind == "finite" else 1
     elif row["load"].startswith("mlperf"):
         prompt = _MLPERF_PROMPTS[row["model"].lower()]
@@ -161,10 +171,11 @@ def _workload(row: Mapping[str, str], kind: Kind) -> tuple[Lengths, float, int]:
     elif kind == "finite":
         listed = re.search(r"(\d+) prompts", row["notes"])
         requests = int(listed[1]) if listed else round(_number(row["concurrency"])) or 1000
-        spread = CHAT_SPREAD if row["source_group"] == "dstack" and requests == 1000 else 0.0
+        spread = _CHAT_SPREAD if "ShareGPT" in row["notes"] or row["load"] == "open-loop poisson" else 0.0
     elif kind == "static":
         requests = round(_number(row["concurrency"]))
-    return Lengths(prompt_tokens=prompt, output_tokens=output), spread, requests
+    cached = _CACHED_RATIO * prompt if row["source_group"].startswith("blis") else 0.0
+    return Lengths(prompt_tokens=prompt, output_tokens=output, cached_tokens=cached), spread, requests
 
 
 def _limits(row: Mapping[str, str], kind: Kind, requests: int) -> Limits:
@@ -230,6 +241,24 @@ def _workers(text: str) -> tuple[int, int]:
 
 def _version(row: Mapping[str, str]) -> str:
     return row["engine_version"].removeprefix("vLLM ")
+
+
+def _is_beyond(row: Mapping[str, str]) -> bool:
+    """Return whether an open loop ran beyond saturation, where TTFT grows with the length of the run.
+
+    By its own numbers: the rate achieved fell short of the one offered; or, where only one of them is printed, the P99
+    of TTFT is over a second.
+    """
+    if not row["load"].startswith("open-loop"):
+        return False
+    achieved = _number(row["achieved_rps"])
+    if achieved:
+        return achieved < _ACHIEVED_MIN * _number(row["request_rate_rps"])
+    return _number(row["ttft_p99_ms"]) > _QUEUED_MS
+
+
+def _ttft(row: Mapping[str, str]) -> float:
+    return _first(row, "ttft_p50_ms", "ttft_mean_ms")
 
 
 def _first(row: Mapping[str, str], *columns: str) -> float:

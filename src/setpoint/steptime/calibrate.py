@@ -31,11 +31,13 @@ START = Efficiency(
     layer_s=3e-5,
     step_s=1e-3,
     sequence_s=1e-5,
+    request_s=1e-2,
+    stream_s=2e-5,
 )
-"""Where the fit starts, and the prior of the base: kernel tables (mfu 0.49-0.69, mbu 0.53-0.73) and BLIS's overheads."""
+"""Where the fit starts, and the prior of the base: from kernel tables (mfu 0.49-0.69, mbu 0.53-0.73) and BLIS."""
 
 _FACTORS: dict[str, tuple[str, ...]] = {
-    "engines": ("step_s", "sequence_s", "layer_s", "mfu", "mbu", "attention_mfu"),
+    "engines": ("step_s", "sequence_s", "layer_s", "request_s", "stream_s", "mfu", "mbu", "attention_mfu"),
     "generations": ("mfu", "mbu", "kv_mbu"),
     "precisions": ("mfu", "mbu"),
 }
@@ -43,17 +45,16 @@ _FACTORS: dict[str, tuple[str, ...]] = {
 
 
 class Case(msgspec.Struct, frozen=True):
-    """One measured value: what predicts it (ln of predicted over measured; `None`: no prediction), what it depends on.
+    """One measurement: ln of predicted over measured for each of its values (`None`: no prediction).
 
-    `group`: the hardware, by which values are held out. `weight`: how much it counts.
+    `weights`: how much each value counts. `engine`, `generation`, `precision`: the factors that it depends on.
     """
 
-    residual: Callable[[Calibration], float | None]
-    group: str
+    residuals: Callable[[Calibration], Sequence[float | None]]
+    weights: tuple[float, ...]
     engine: str
     generation: str
     precision: str
-    weight: float = 1.0
 
 
 class Spread(msgspec.Struct, frozen=True):
@@ -61,7 +62,7 @@ class Spread(msgspec.Struct, frozen=True):
 
     share: float = 0.3
     overhead: float = 1.0
-    factor_share: float = 0.15
+    factor_share: float = 0.25
     factor_overhead: float = 0.7
 
     def of(self, key: Key) -> float:
@@ -119,22 +120,35 @@ def _improve(
         right[i] = -precision * values[key]
     nudged = [_calibrated({**values, key: values[key] + _STEP}) for key in keys]
     for case in cases:
-        at = case.residual(now)
-        if at is None:
-            continue
-        slopes = [
-            (i, ((moved if moved is not None else at) - at) / _STEP)
-            for i, key in enumerate(keys)
-            if _touches(case, key)
-            for moved in (case.residual(nudged[i]),)
-        ]
-        weight = case.weight / max(abs(at), _FLOOR)
-        for i, slope in slopes:
-            right[i] -= weight * slope * at
-            for j, other in slopes:
-                matrix[i][j] += weight * slope * other
+        _add(case, keys, now, nudged, matrix, right)
     moves = _solve(matrix, right)
     return {key: values[key] + max(-_MOVE_MAX, min(_MOVE_MAX, move)) for key, move in zip(keys, moves, strict=True)}
+
+
+def _add(
+    case: Case,
+    keys: Sequence[Key],
+    now: Calibration,
+    nudged: Sequence[Calibration],
+    matrix: list[list[float]],
+    right: list[float],
+) -> None:
+    """Add one case to the normal equations."""
+    at = case.residuals(now)
+    touched = [i for i, key in enumerate(keys) if _touches(case, key)]
+    moved = [case.residuals(nudged[i]) for i in touched]
+    for value, here in enumerate(at):
+        if here is None:
+            continue
+        slopes = []
+        for i, there in zip(touched, moved, strict=True):
+            after = there[value] if there else None
+            slopes.append((i, 0.0 if after is None else (after - here) / _STEP))
+        weight = case.weights[value] / max(abs(here), _FLOOR)
+        for i, slope in slopes:
+            right[i] -= weight * slope * here
+            for j, other in slopes:
+                matrix[i][j] += weight * slope * other
 
 
 def _touches(case: Case, key: Key) -> bool:

@@ -18,6 +18,8 @@ FIELDS = (
     "layer_s",
     "step_s",
     "sequence_s",
+    "request_s",
+    "stream_s",
 )
 
 SHARES = ("mfu", "mbu", "kv_mbu", "attention_mfu", "expert_mfu", "link_share")
@@ -31,6 +33,8 @@ class Efficiency(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     grouped expert matrices; `attention_mfu`: in prefill attention, of the 16-bit peak. `mbu`, `kv_mbu`: of the
     bandwidth, when weights, or the KV cache, are read. `link_share`: of the one-way link. `hop_s`: start of one
     collective. `layer_s`, `step_s`, `sequence_s`: fixed cost a layer, a step, and a sequence in a step.
+    `request_s`: what a served request spends outside of steps before its first token (HTTP, tokens, hand-over).
+    `stream_s`: what each sequence adds to a step when its tokens are streamed to a client.
     """
 
     mfu: float
@@ -43,6 +47,8 @@ class Efficiency(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     layer_s: float
     step_s: float
     sequence_s: float
+    request_s: float
+    stream_s: float
 
 
 class ExpectedError(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -7,6 +7,7 @@ of a lognormal distribution in a fixed shuffled order: nothing is drawn.
 """
 
 from collections.abc import Sequence
+from functools import cache
 from heapq import heappop, heappush
 from math import exp, log, sqrt
 from statistics import NormalDist
@@ -28,15 +29,16 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     peak_sequences: int
 
 
-def lengths(count: int, mean: float, spread: float, *, stride: float = _GOLDEN) -> list[int]:
+@cache
+def lengths(count: int, mean: float, spread: float, *, stride: float = _GOLDEN) -> tuple[int, ...]:
     """Return `count` lengths of this mean, lognormal with coefficient of variation `spread` (0: all equal)."""
     if spread <= 0.0:
-        return [max(1, round(mean))] * count
+        return (max(1, round(mean)),) * count
     sigma = sqrt(log(1.0 + spread * spread))
     normal = NormalDist()
     values = [exp(sigma * normal.inv_cdf((((i + 1) * stride) % 1.0) * 0.998 + 0.001)) for i in range(count)]
     scale = mean * count / sum(values)
-    return [max(1, round(v * scale)) for v in values]
+    return tuple(max(1, round(v * scale)) for v in values)
 
 
 class _State:

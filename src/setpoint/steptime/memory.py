@@ -3,9 +3,8 @@
 import msgspec
 
 from setpoint.steptime.architecture import Architecture
-from setpoint.steptime.hardware import Hardware
 from setpoint.steptime.quantization import Quantization
-from setpoint.steptime.roofline import Layout
+from setpoint.steptime.setup import Setup
 
 UTILIZATION = 0.9
 """The share of memory that an engine takes (vLLM's `gpu_memory_utilization`)."""
@@ -53,21 +52,14 @@ def weight_bytes(architecture: Architecture, quantization: Quantization) -> floa
     )
 
 
-def fit(
-    architecture: Architecture,
-    hardware: Hardware,
-    quantization: Quantization,
-    layout: Layout,
-    *,
-    utilization: float = UTILIZATION,
-    reserve_bytes: float = RESERVE_BYTES,
-) -> Fit:
+def fit(setup: Setup, *, utilization: float = UTILIZATION, reserve_bytes: float = RESERVE_BYTES) -> Fit:
     """Return what is left on each replica when an engine takes the share `utilization` of the memory."""
+    architecture, quantization, layout = setup.architecture, setup.quantization, setup.layout
     total = weight_bytes(architecture, quantization)
     experts = architecture.experts_parameters * quantization.expert_bytes
     copied = total - experts if layout.is_spread else 0.0
     each = (copied + (total - copied) / layout.tensor) / layout.pipeline
-    left = hardware.memory * utilization - each - reserve_bytes
+    left = setup.hardware.memory * utilization - each - reserve_bytes
     return Fit(
         architecture=architecture,
         value_bytes=quantization.kv_bytes,

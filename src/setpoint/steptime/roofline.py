@@ -16,46 +16,14 @@ Without the overheads a roofline misses half of the time between tokens (docs/mo
 
 from math import hypot
 
-import msgspec
-
-from setpoint.errors import ConfigError
 from setpoint.model import StepShape
 from setpoint.steptime.architecture import Architecture
 from setpoint.steptime.efficiency import Calibration, Efficiency
 from setpoint.steptime.hardware import Hardware
-from setpoint.steptime.quantization import Quantization
+from setpoint.steptime.setup import Layout, Setup
 from setpoint.units import Seconds
 
 _ACTIVATION_BYTES = 2.0
-
-
-class Layout(msgspec.Struct, frozen=True, kw_only=True):
-    """How one replica spreads over GPUs.
-
-    `tensor` ranks share each layer; `pipeline` stages hold consecutive layers. `is_spread`: instead of sharing each
-    layer, the ranks share the sequences (attention and dense parts are copied) and divide the experts (vLLM's DP + EP,
-    TensorRT-LLM's DEP).
-    """
-
-    tensor: int = 1
-    pipeline: int = 1
-    is_spread: bool = False
-
-    def __post_init__(self) -> None:
-        """Refuse less than one rank (`ConfigError`)."""
-        if self.tensor < 1 or self.pipeline < 1:
-            raise ConfigError(f"{self.tensor} tensor ranks x {self.pipeline} stages", hint="both are at least 1")
-
-    @property
-    def gpus(self) -> int:
-        """The GPUs of one replica."""
-        return self.tensor * self.pipeline
-
-    def kv_shards(self, architecture: Architecture) -> int:
-        """Return over how many GPUs of a stage the KV cache of a sequence, or the sequences, are divided."""
-        if self.is_spread:
-            return self.tensor
-        return 1 if architecture.latent else min(self.tensor, architecture.kv_heads)
 
 
 class Roofline:
@@ -64,17 +32,11 @@ class Roofline:
     is_fixed = True
 
     def __init__(
-        self,
-        architecture: Architecture,
-        hardware: Hardware,
-        quantization: Quantization,
-        layout: Layout,
-        efficiency: Efficiency,
-        *,
-        tail_ratio: float = 1.5,
+        self, setup: Setup, efficiency: Efficiency, *, is_streamed: bool = False, tail_ratio: float = 1.5
     ) -> None:
-        """Compute what does not depend on the step."""
-        a, q, e, ranks = architecture, quantization, efficiency, layout.tensor
+        """Compute what does not depend on the step; `is_streamed`: each token goes to a client at once."""
+        a, q, hardware, layout = setup.architecture, setup.quantization, setup.hardware, setup.layout
+        e, ranks = efficiency, layout.tensor
         self.architecture = a
         self.tail_ratio = tail_ratio
         precision = q.precision(hardware.peaks_tflops)
@@ -99,7 +61,8 @@ class Roofline:
         windowed = a.windowed_layers if a.window else 0
         self._pair_s, self._window_pair_s = pair_s * (a.layers - windowed), pair_s * windowed
         self._exchange(layout, hardware, efficiency)
-        self._sequence_s = e.sequence_s
+        self._sequence_s = e.sequence_s + (e.stream_s if is_streamed else 0.0)
+        self.request_s = e.request_s
         self._step_s = e.step_s + e.layer_s * a.layers
 
     def _exchange(self, layout: Layout, hardware: Hardware, efficiency: Efficiency) -> None:
@@ -145,7 +108,7 @@ class Roofline:
         kv_s = context * self._context_s + min(context, decodes * self._window) * self._window_s
         pairs_s = work * self._pair_s + min(work, prefill_tokens * self._window) * self._window_pair_s
         moved_s = self._hops_s + tokens * self._exchange_s
-        return matrices_s + kv_s + pairs_s + moved_s + self._step_s + rows * self._sequence_s
+        return matrices_s + kv_s + pairs_s + moved_s + self._step_s + decodes * self._sequence_s
 
     def observe(self, shape: StepShape, seconds: Seconds) -> None:
         """Learn nothing."""
@@ -157,19 +120,12 @@ def _score_width(architecture: Architecture) -> float:
     return architecture.head_dim if mla is None else (mla.nope_dim + mla.rope_dim + mla.value_dim) / 2
 
 
-def roofline(
-    architecture: Architecture,
-    hardware: Hardware,
-    quantization: Quantization,
-    layout: Layout,
-    calibration: Calibration,
-    *,
-    engine: str = "",
-) -> Roofline:
-    """Return the step time of `architecture` on `hardware` under the calibrated efficiencies of `engine`."""
+def roofline(setup: Setup, calibration: Calibration, *, engine: str = "", is_streamed: bool = False) -> Roofline:
+    """Return the step time of `setup` under the calibrated efficiencies of `engine` (see `engine_key`)."""
+    hardware = setup.hardware
     efficiency = calibration.of(
         engine=engine,
         generation=hardware.generation,
-        precision=quantization.precision(hardware.peaks_tflops),
+        precision=setup.quantization.precision(hardware.peaks_tflops),
     )
-    return Roofline(architecture, hardware, quantization, layout, efficiency)
+    return Roofline(setup, efficiency, is_streamed=is_streamed)

@@ -26,10 +26,11 @@ Bound = Literal["load", "concurrency", "kv", "slots", "prefill", "target"]
 
 
 class Lengths(msgspec.Struct, frozen=True, kw_only=True):
-    """Mean tokens of a request."""
+    """Mean tokens of a request; `cached_tokens` of its prompt are found in the prefix cache."""
 
     prompt_tokens: float
     output_tokens: float
+    cached_tokens: float = 0.0
 
     @property
     def held(self) -> float:
@@ -123,7 +124,8 @@ class Replica(msgspec.Struct, frozen=True, kw_only=True):
             )
         ceiling = sequences
         if lengths.prompt_tokens > 0.0:
-            ceiling = min(ceiling, self.limits.budget_tokens * lengths.output_tokens / lengths.prompt_tokens)
+            computed = lengths.prompt_tokens - lengths.cached_tokens
+            ceiling = min(ceiling, self.limits.budget_tokens * lengths.output_tokens / max(computed, 1e-9))
         present: Callable[[float], float] = lambda b: b + self._in_prefill(lengths, b)  # noqa: E731 - a bound argument
         if present(ceiling) <= sequences:
             return self._estimate(lengths, ceiling, "prefill" if ceiling < sequences else bound)
@@ -147,14 +149,14 @@ class Replica(msgspec.Struct, frozen=True, kw_only=True):
 
     def _cycle(self, lengths: Lengths, decodes: float) -> tuple[float, float, float]:
         """Return (mean step, seconds that a prompt is in prefill, share of time in steps with prefill)."""
-        prompt, output = lengths.prompt_tokens, lengths.output_tokens
+        prompt, output = lengths.prompt_tokens - lengths.cached_tokens, lengths.output_tokens
         context = decodes * lengths.held
         base = self.step.seconds_of(decodes, context)
         if prompt <= 0.0:
             return base, base, 0.0
         needed = decodes * prompt / output
         lump = min(float(self.limits.budget_tokens), max(prompt, needed))
-        mixed = self.step.seconds_of(decodes, context, lump, lump * prompt / 2, lump / prompt)
+        mixed = self.step.seconds_of(decodes, context, lump, lump * (lengths.cached_tokens + prompt / 2), lump / prompt)
         often = min(1.0, needed / lump)
         tau = (1.0 - often) * base + often * mixed
         prefill_s = mixed * max(1, ceil(prompt / lump)) if lump < prompt else mixed
