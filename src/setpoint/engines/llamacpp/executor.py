@@ -1,0 +1,280 @@
+"""The executor of the embedded engine: step plans in, tokens out, over one llama.cpp context.
+
+A step plan becomes one `llama_decode`: first one token of each decode, then the prompt chunks, each token labelled with
+the KV sequence (the slot) and the position that it belongs to. Logits are computed only for the tokens that are sampled
+from: every decode, and the last token of a prompt. The executor decides nothing; that the plan fits is the core's duty,
+and a plan that does not is a bug and fails an assertion.
+
+*Preemption* frees the KV and keeps the tokens. Prompt and output so far then form the prompt that is prefilled again, in
+chunks as the plan says, and its last chunk yields the next new token; the state of the sampler (randomness, penalties,
+grammar) is kept, so that the output goes on as if nothing had happened. A shared prefix is not used again then.
+
+*Prefixes* live in KV sequences above the slots, in cells that the reported capacity leaves out (`prefix`).
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from setpoint.engines.api import Generation, SampledToken, StepOutput, TokenLogprob
+from setpoint.engines.llamacpp.context import Context, physical_cores
+from setpoint.engines.llamacpp.grammar import compile_grammar
+from setpoint.engines.llamacpp.model import Model
+from setpoint.engines.llamacpp.prefix import PrefixStats, PrefixStore, StoredPrefix
+from setpoint.engines.llamacpp.sampling import Floats, Sampler, Scratch, likeliest, log_total
+from setpoint.errors import ConfigError, EngineError, RequestError
+from setpoint.model import Capacity
+from setpoint.units import Blocks, Seconds, Tokens
+
+BLOCK_TOKENS: Final = 16
+"""llama.cpp's cells hold one token each; blocks only keep the ledger of the core short."""
+
+
+@dataclass
+class _Sequence:
+    """The token state of one request; `tokens` are prompt and output, the first `computed` of which have KV."""
+
+    generation: Generation
+    tokens: list[int]
+    sampler: Sampler
+    prefix: StoredPrefix | None
+    prefix_tokens: int
+    stored_tokens: int
+    slot: int | None = None
+    computed: int = 0
+
+
+class LlamaExecutor:
+    """Implements `setpoint.engines.api.Executor`. Called from one thread; `llama_decode` runs without the GIL."""
+
+    def __init__(  # noqa: PLR0913 - the knobs of an engine
+        self,
+        model: Model,
+        *,
+        slots: int = 32,
+        kv_tokens: int = 16384,
+        step_tokens_max: int = 512,
+        context_tokens_max: int | None = None,
+        threads: int | None = None,
+        prefixes: int = 8,
+        prefix_tokens: int = 2048,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        """Make an engine of `slots` sequences over `kv_tokens` of KV, of which `prefix_tokens` are for prefixes.
+
+        `threads` defaults to the physical cores, `context_tokens_max` to what the model was trained on and the KV cache
+        can hold. Raises ConfigError for sizes that contradict each other, ModelError when memory does not suffice.
+        """
+        if not model.is_prefix_sharable:
+            prefixes = prefix_tokens = 0
+        room = kv_tokens - prefix_tokens
+        if slots < 1 or room < BLOCK_TOKENS or prefixes < 0 or prefix_tokens < 0:
+            raise ConfigError(f"{slots} slots and {room} tokens of KV beside {prefix_tokens} for prefixes are too few")
+        self.model, self._clock = model, clock
+        self.threads = threads or physical_cores()
+        self._context = Context(
+            model,
+            cells=kv_tokens,
+            sequences=slots + prefixes,
+            step_tokens_max=step_tokens_max,
+            threads=self.threads,
+        )
+        self._capacity = Capacity(
+            slots=slots,
+            kv_blocks=Blocks(room // BLOCK_TOKENS),
+            block_tokens=Tokens(BLOCK_TOKENS),
+            step_tokens_max=Tokens(step_tokens_max),
+            context_tokens_max=Tokens(min(context_tokens_max or room, model.info.context_tokens, room)),
+        )
+        self._prefixes = PrefixStore(range(slots, slots + prefixes), prefix_tokens if prefixes else 0, BLOCK_TOKENS)
+        self._scratch = Scratch(model.info.vocabulary)
+        self._ends = np.fromiter(model.end_tokens, dtype=np.intp)
+        self._sequences: dict[int, _Sequence] = {}
+
+    @property
+    def capacity(self) -> Capacity:
+        """What the engine can hold and compute; the cells kept for prefixes are not in it."""
+        return self._capacity
+
+    @property
+    def prefix_stats(self) -> PrefixStats:
+        """What sharing prefixes has saved so far."""
+        return self._prefixes.stats()
+
+    def close(self) -> None:
+        """Release every request and free the KV cache."""
+        for request_id in list(self._sequences):
+            self.release(request_id)
+        self._context.close()
+
+    def prepare(self, request_id: int, generation: Generation) -> int:
+        """Take a request in before it waits; return how many prompt tokens a stored prefix saves (it stays pinned).
+
+        Raises RequestError when the request is malformed: an empty or too long prompt, a token that is none, sampling
+        out of range, a grammar or schema that cannot be compiled.
+        """
+        assert request_id not in self._sequences, f"request {request_id} is known already"
+        prompt = self._check_prompt(generation)
+        sampling = generation.sampling
+        grammar = compile_grammar(self.model, grammar=sampling.grammar, json_schema=sampling.json_schema)
+        try:
+            sampler = Sampler(sampling, self._scratch, prompt=prompt, ends=self._ends, grammar=grammar)
+        except RequestError:
+            if grammar is not None:
+                grammar.close()
+            raise
+        tokens32 = prompt.astype(np.int32)
+        pinned = self._prefixes.pin(tokens32)
+        self._sequences[request_id] = _Sequence(
+            generation=generation,
+            tokens=list(generation.prompt),
+            sampler=sampler,
+            prefix=pinned[0] if pinned else None,
+            prefix_tokens=pinned[1] if pinned else 0,
+            stored_tokens=min(max(generation.prefix_tokens, self._prefixes.seen_before(tokens32)), len(prompt)),
+        )
+        return self._sequences[request_id].prefix_tokens
+
+    def admit(self, request_id: int, slot: int) -> None:
+        """Bind the request to the KV sequence `slot` and share its stored prefix, which is then unpinned."""
+        sequence = self._sequences[request_id]
+        assert sequence.slot is None, f"request {request_id} has a slot already"
+        assert 0 <= slot < self._capacity.slots, f"there is no slot {slot}"
+        assert self._context.length(slot) == 0, f"slot {slot} is taken"
+        sequence.slot, sequence.computed = slot, 0
+        if sequence.prefix is not None:
+            self._context.copy(sequence.prefix.sequence, slot, sequence.prefix_tokens)
+            sequence.computed = sequence.prefix_tokens
+            self._prefixes.count_hit(sequence.prefix_tokens)
+            self._unpin(sequence)
+
+    def run(self, decodes: Sequence[int], prefills: Sequence[tuple[int, int]]) -> StepOutput:
+        """Run one forward pass and sample; see `Executor.run`.
+
+        Raises EngineError when the pass fails: then no sequence has moved, and the step may be tried again.
+        """
+        started = self._clock()
+        chunks = [(self._sequences[i], 1) for i in decodes] + [(self._sequences[i], n) for i, n in prefills]
+        sampled = self._fill(chunks, len(decodes))
+        try:
+            self._context.decode(sum(tokens for _, tokens in chunks))
+        except EngineError:
+            for sequence, _ in chunks:
+                self._context.drop(_slot(sequence), sequence.computed)
+            raise
+        for sequence, tokens in chunks:
+            sequence.computed += tokens
+        forwarded = self._clock()
+        ids = [*decodes, *(i for i, _ in prefills)]
+        rows = self._context.logits(len(sampled)) if sampled else ()
+        output = tuple(self._sample(ids[index], row) for index, row in zip(sampled, rows, strict=True))
+        return StepOutput(
+            tokens=output, forward_s=Seconds(forwarded - started), sampling_s=Seconds(self._clock() - forwarded)
+        )
+
+    def preempt(self, request_id: int) -> None:
+        """Free the slot and the KV of the request, and keep its tokens: its next prefill recomputes them all."""
+        sequence = self._sequences[request_id]
+        self._context.drop(_slot(sequence))
+        sequence.slot, sequence.computed = None, 0
+
+    def release(self, request_id: int) -> None:
+        """Forget the request and free all that it holds; at any point of its life."""
+        sequence = self._sequences.pop(request_id)
+        if sequence.slot is not None:
+            self._context.drop(sequence.slot)
+        self._unpin(sequence)
+        sequence.sampler.close()
+
+    def slot_tokens(self, slot: int) -> int:
+        """Return how many tokens of KV the slot holds, as llama.cpp counts them."""
+        return self._context.length(slot)
+
+    def _fill(self, chunks: list[tuple[_Sequence, int]], decodes: int) -> list[int]:
+        """Write the batch; return the indices in `chunks` of those that are sampled from."""
+        context = self._context
+        firsts = [sequence for sequence, _ in chunks[:decodes]]
+        context.token[:decodes] = [sequence.tokens[-1] for sequence in firsts]
+        context.position[:decodes] = [sequence.computed for sequence in firsts]
+        context.sequence[:decodes] = [_slot(sequence) for sequence in firsts]
+        context.is_output[:decodes] = 1
+        sampled = list(range(decodes))
+        end = decodes
+        for index, (sequence, tokens) in enumerate(chunks[decodes:], start=decodes):
+            start, end = end, end + tokens
+            done = sequence.computed + tokens
+            assert 0 < tokens and done <= len(sequence.tokens), "a chunk goes beyond its prompt"
+            assert end <= len(context.token), "the plan is larger than a step may be"
+            context.token[start:end] = sequence.tokens[sequence.computed : done]
+            context.position[start:end] = np.arange(sequence.computed, done)
+            context.sequence[start:end] = _slot(sequence)
+            context.is_output[start:end] = 0
+            if done == len(sequence.tokens):
+                context.is_output[end - 1] = 1
+                sampled.append(index)
+        assert end > 0, "the plan is empty"
+        assert all(s.computed == len(s.tokens) - 1 for s in firsts), "a decode has not finished its prefill"
+        return sampled
+
+    def _sample(self, request_id: int, row: Floats) -> SampledToken:
+        sequence = self._sequences[request_id]
+        sampling = sequence.generation.sampling
+        if sequence.stored_tokens:
+            self._store_prefix(sequence)
+        raw = row.copy() if sampling.logprobs is not None else None
+        token = sequence.sampler.sample(row)
+        is_end = token < 0 or (token in self.model.end_tokens and not sampling.is_eos_ignored)
+        token = token if token >= 0 else self.model.eos_token
+        sequence.tokens.append(token)
+        logprob = None if raw is None else self._logprob(raw, token, sampling.logprobs or 0)
+        return SampledToken(request_id, token, is_end, logprob)
+
+    def _logprob(self, raw: Floats, token: int, count: int) -> TokenLogprob:
+        total = log_total(raw)
+        top = tuple((self._text(int(i)), float(raw[i]) - total) for i in likeliest(raw, count))
+        return TokenLogprob(self._text(token), float(raw[token]) - total, top)
+
+    def _text(self, token: int) -> str:
+        return self.model.piece(token).decode(errors="replace")
+
+    def _store_prefix(self, sequence: _Sequence) -> None:
+        tokens = np.array(sequence.tokens[: sequence.stored_tokens], dtype=np.int32)
+        entry, freed = self._prefixes.store(tokens)
+        for victim in freed:
+            self._context.drop(victim)
+        if entry is not None:
+            self._context.copy(_slot(sequence), entry.sequence, len(tokens))
+        sequence.stored_tokens = 0
+
+    def _unpin(self, sequence: _Sequence) -> None:
+        if sequence.prefix is not None:
+            self._prefixes.unpin(sequence.prefix)
+            sequence.prefix, sequence.prefix_tokens = None, 0
+
+    def _check_prompt(self, generation: Generation) -> np.ndarray[tuple[int], np.dtype[np.intp]]:
+        prompt, most = generation.prompt, self._capacity.context_tokens_max
+        if not prompt:
+            raise RequestError("the prompt is empty", hint="send at least one token", param="prompt")
+        if len(prompt) >= most:
+            raise RequestError(
+                f"the prompt has {len(prompt)} tokens, and prompt and output together may have {most}",
+                hint="shorten the prompt, or serve with a larger context",
+                param="prompt",
+                code="context_length_exceeded",
+            )
+        tokens = np.fromiter(prompt, dtype=np.intp, count=len(prompt))
+        if tokens.min() < 0 or tokens.max() >= self.model.info.vocabulary:
+            raise RequestError(
+                "the prompt holds a token that the model does not have",
+                hint=f"tokens are 0 to {self.model.info.vocabulary - 1}",
+                param="prompt",
+            )
+        return tokens
+
+
+def _slot(sequence: _Sequence) -> int:
+    assert sequence.slot is not None, "the sequence has no slot"
+    return sequence.slot

@@ -1,0 +1,223 @@
+"""Drawing the next token, in time that does not grow into the step.
+
+Every request has a `Sampler`. The order is that of vLLM: logit bias and penalties, temperature, min-p, top-k, top-p, so
+that a truncation sees the tempered distribution. llama.cpp's own chains copy and partly sort the whole vocabulary for
+every token; here everything runs over the logits where llama.cpp left them, in numpy:
+
+- greedy is an argmax;
+- a draw from the whole distribution needs no order at all: sums of blocks of 256 weights find the block, a running sum
+  within it finds the token;
+- top-k and top-p need only the largest weights. Thresholds that fall in stages find a superset of them which is *proved*
+  to hold the answer (it has k members, or the mass p), and only that is sorted. So the result is exact.
+
+A grammar is asked about the drawn token first (one token is cheap to check); when it objects, all tokens are masked and
+the draw is repeated. That is rejection sampling with one restart, so the distribution is that of masking first.
+
+Log-probabilities are those of the model: before bias, penalties, temperature and truncation.
+"""
+
+import math
+import random
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from setpoint.engines.api import Sampling
+from setpoint.engines.llamacpp.grammar import Grammar
+from setpoint.errors import EngineError, RequestError
+from setpoint.seeds import stream
+
+Floats = npt.NDArray[np.float32]
+Ids = npt.NDArray[np.intp]
+
+_BLOCK: Final = 256
+_STAGES: Final = (1e-2, 1e-4, 1e-7, 0.0)
+LOGPROBS_MAX: Final = 20
+BIASES_MAX: Final = 1024
+
+
+class Scratch:
+    """Memory that all samplers of one executor share: weights of the vocabulary, padded to whole blocks with zeros."""
+
+    def __init__(self, vocabulary: int) -> None:
+        """Allocate for `vocabulary` tokens."""
+        self.vocabulary = vocabulary
+        self._padded = np.zeros(-(-vocabulary // _BLOCK) * _BLOCK, dtype=np.float32)
+
+    def weights(self, row: Floats, temperature: float) -> Floats:
+        """Return `exp((row - max) / temperature)`, shape (vocabulary,), valid until the next call."""
+        weights = self._padded[: self.vocabulary]
+        top = row.max()
+        if not math.isfinite(top):
+            raise EngineError("the model's logits are not finite numbers", hint="the model file may be damaged")
+        np.subtract(row, top, out=weights)
+        weights *= np.float32(1.0 / temperature)
+        return np.exp(weights, out=weights)
+
+    def pick(self, point: float) -> int:
+        """Return the token at `point` in [0, 1) of the running sum of the weights last computed."""
+        blocks = np.cumsum(self._padded.reshape(-1, _BLOCK).sum(axis=1), dtype=np.float64)
+        target = point * blocks[-1]
+        block = min(int(np.searchsorted(blocks, target, side="right")), len(blocks) - 1)
+        start = block * _BLOCK
+        inside = np.cumsum(self._padded[start : start + _BLOCK], dtype=np.float64)
+        rest = target - (blocks[block - 1] if block else 0.0)
+        index = int(np.searchsorted(inside, rest, side="right"))
+        return (
+            start + index if index < _BLOCK else start + int(np.flatnonzero(self._padded[start : start + _BLOCK])[-1])
+        )
+
+
+def survivors(weights: Floats, sampling: Sampling) -> Ids:
+    """Return the ids that min-p, top-k and top-p leave, in this order, largest weight first.
+
+    The largest weight is 1, so a weight is at once the ratio that min-p speaks of. Top-p measures the mass of what
+    top-k left.
+    """
+    least, top_k = sampling.min_p, sampling.top_k
+    if top_k == 0 and sampling.top_p >= 1.0:
+        return np.flatnonzero(weights >= least)
+    mass = 0.0 if top_k else sampling.top_p * float(weights[weights >= least].sum(dtype=np.float64))
+    ids = np.empty(0, dtype=np.intp)
+    for stage in _STAGES:
+        ids = np.flatnonzero(weights >= max(stage, least))
+        is_enough = len(ids) >= top_k if top_k else float(weights[ids].sum(dtype=np.float64)) >= mass
+        if is_enough or stage <= least:
+            break
+    ids = ids[np.argsort(-weights[ids], kind="stable")]
+    if top_k:
+        ids = ids[:top_k]
+    if sampling.top_p < 1.0:
+        running = np.cumsum(weights[ids], dtype=np.float64)
+        ids = ids[
+            : int(np.searchsorted(running, sampling.top_p * (running[-1] if top_k else mass / sampling.top_p))) + 1
+        ]
+    return ids
+
+
+class Sampler:
+    """How one request draws its tokens: its randomness, its penalties, its grammar."""
+
+    def __init__(
+        self, sampling: Sampling, scratch: Scratch, *, prompt: Ids, ends: Ids, grammar: Grammar | None
+    ) -> None:
+        """Check `sampling` and keep it; `ends` are the tokens that end a text. Raises RequestError."""
+        check_sampling(sampling, scratch.vocabulary)
+        self.sampling, self._scratch, self._ends, self._grammar = sampling, scratch, ends, grammar
+        self._random = random.Random() if sampling.seed is None else stream(sampling.seed, "sampling")  # noqa: S311
+        self._bias_ids = np.fromiter(sampling.logit_bias, dtype=np.intp)
+        self._bias = np.fromiter(sampling.logit_bias.values(), dtype=np.float32)
+        self._is_output_penalized = bool(sampling.presence_penalty or sampling.frequency_penalty)
+        self._counts = np.zeros(scratch.vocabulary if self._is_output_penalized else 0, dtype=np.int32)
+        self._is_seen = np.zeros(scratch.vocabulary if sampling.repetition_penalty != 1.0 else 0, dtype=np.bool_)
+        if len(self._is_seen):
+            self._is_seen[prompt] = True
+        self._is_edited = bool(
+            len(self._bias) or len(self._counts) or len(self._is_seen) or grammar or sampling.is_eos_ignored
+        )
+        self.is_plain = sampling.temperature == 0.0 and not self._is_edited
+
+    def sample(self, row: Floats) -> int:
+        """Return the next token by the logits `row`, shape (vocabulary,), which are overwritten; -1 if none is allowed."""
+        if self.is_plain:
+            return greedy(row)
+        if self._is_edited:
+            self._edit(row)
+        token = self._draw(row)
+        if self._grammar is not None:
+            if not self._grammar.is_allowed(token):
+                self._grammar.restrict(row)
+                if row.max() == -np.inf:
+                    return -1
+                token = self._draw(row)
+            self._grammar.accept(token)
+        if len(self._counts):
+            self._counts[token] += 1
+        if len(self._is_seen):
+            self._is_seen[token] = True
+        return token
+
+    def _edit(self, row: Floats) -> None:
+        sampling = self.sampling
+        if len(self._bias):
+            row[self._bias_ids] += self._bias
+        if len(self._is_seen):
+            ids = np.flatnonzero(self._is_seen)
+            seen = row[ids]
+            factor = np.float32(sampling.repetition_penalty)
+            row[ids] = np.where(seen > 0, seen / factor, seen * factor)
+        if len(self._counts):
+            ids = np.flatnonzero(self._counts)
+            row[ids] -= (
+                np.float32(sampling.presence_penalty) + np.float32(sampling.frequency_penalty) * self._counts[ids]
+            )
+        if sampling.is_eos_ignored:
+            row[self._ends] = -np.inf
+
+    def _draw(self, row: Floats) -> int:
+        sampling = self.sampling
+        if sampling.temperature == 0.0:
+            return greedy(row)
+        weights = self._scratch.weights(row, sampling.temperature)
+        if sampling.top_k == 0 and sampling.top_p >= 1.0 and sampling.min_p <= 0.0:
+            return self._scratch.pick(self._random.random())
+        ids = survivors(weights, sampling)
+        running = np.cumsum(weights[ids], dtype=np.float64)
+        index = int(np.searchsorted(running, self._random.random() * running[-1], side="right"))
+        return int(ids[min(index, len(ids) - 1)])
+
+    def close(self) -> None:
+        """Free the grammar."""
+        if self._grammar is not None:
+            self._grammar.close()
+
+
+def greedy(row: Floats) -> int:
+    """Return the token with the largest logit."""
+    token = int(row.argmax())
+    if not math.isfinite(row[token]):
+        raise EngineError("the model's logits are not finite numbers", hint="the model file may be damaged")
+    return token
+
+
+def log_total(row: Floats) -> float:
+    """Return the logarithm of the sum of `exp(row)`: what turns a logit into a log-probability."""
+    top = float(row.max())
+    return top + math.log(float(np.exp(row - np.float32(top)).sum(dtype=np.float64)))
+
+
+def likeliest(row: Floats, count: int) -> Ids:
+    """Return the ids of the `count` largest logits, largest first."""
+    if count == 0:
+        return np.empty(0, dtype=np.intp)
+    ids = np.argpartition(row, -count)[-count:]
+    return ids[np.argsort(-row[ids], kind="stable")]
+
+
+def check_sampling(sampling: Sampling, vocabulary: int) -> None:
+    """Raise RequestError when a field is outside its range, naming the field."""
+    ranges: tuple[tuple[str, float, float, float], ...] = (
+        ("temperature", sampling.temperature, 0.0, 100.0),
+        ("top_k", sampling.top_k, 0, math.inf),
+        ("top_p", sampling.top_p, 0.0, 1.0),
+        ("min_p", sampling.min_p, 0.0, 1.0),
+        ("repetition_penalty", sampling.repetition_penalty, 0.01, 100.0),
+        ("presence_penalty", sampling.presence_penalty, -100.0, 100.0),
+        ("frequency_penalty", sampling.frequency_penalty, -100.0, 100.0),
+        ("logprobs", sampling.logprobs or 0, 0, LOGPROBS_MAX),
+    )
+    for name, value, least, most in ranges:
+        if not least <= value <= most:
+            raise RequestError(f"{name} is {value}, not between {least} and {most}", param=name)
+    if sampling.grammar is not None and sampling.json_schema is not None:
+        raise RequestError("a request follows a grammar or a JSON schema, not both", param="grammar")
+    if len(sampling.logit_bias) > BIASES_MAX:
+        raise RequestError(f"logit_bias names more than {BIASES_MAX} tokens", param="logit_bias")
+    for token, bias in sampling.logit_bias.items():
+        if not 0 <= token < vocabulary or not -100.0 <= bias <= 100.0:  # noqa: PLR2004 - OpenAI's bounds
+            raise RequestError(
+                f"logit_bias gives token {token} the bias {bias}",
+                hint=f"tokens are 0 to {vocabulary - 1}, biases -100 to 100",
+                param="logit_bias",
+            )
