@@ -5,7 +5,7 @@ protected work and harvest have different ones; the largest chunk within it is f
 because the step-time model is monotone.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from setpoint.core.ledger import Ledger, Sequence
 from setpoint.model import Binding, Bound, StepShape, StepTime, chunk_work
@@ -39,8 +39,8 @@ class Draft:
         self.ledger = ledger
         self._step_time = step_time
         self.decodes: list[Sequence] = []
-        self.chunks: list[tuple[Sequence, int]] = []
-        self.preempted: list[Sequence] = []
+        self.chunks: dict[Sequence, int] = {}
+        self.preempted: dict[Sequence, None] = {}
         self.relegated: list[tuple[Sequence, bool]] = []
         self.refused: list[Sequence] = []
         self.tokens_left: int = limit if tokens_max is None else min(limit, tokens_max)
@@ -54,6 +54,24 @@ class Draft:
         self.cap_s: float | None = None
 
     @property
+    def is_empty(self) -> bool:
+        """Whether nothing would be computed."""
+        return not self.decodes and not self.chunks
+
+    @property
+    def running(self) -> int:
+        """How many sequences hold a slot and keep it."""
+        return self.ledger.running - len(self.preempted)
+
+    def decoding(self) -> Iterator[Sequence]:
+        """Yield the sequences in decode that are not preempted."""
+        return (s for s in self.ledger.decoding.values() if s not in self.preempted)
+
+    def prefilling(self) -> Iterator[Sequence]:
+        """Yield the sequences in prefill that are not preempted."""
+        return (s for s in self.ledger.prefilling.values() if s not in self.preempted)
+
+    @property
     def shape(self) -> StepShape:
         """The shape of the step as it stands."""
         return StepShape(
@@ -62,7 +80,7 @@ class Draft:
 
     def price(self) -> float:
         """Return the predicted seconds of the step as it stands, 0 if it is empty, and keep them in `seconds`."""
-        self.seconds = self._step_time.seconds(*self.shape) if self.decodes or self.chunks else 0.0
+        self.seconds = 0.0 if self.is_empty else self._step_time.seconds(*self.shape)
         return self.seconds
 
     def add_decodes(self, sequences: Iterable[Sequence]) -> list[Sequence]:
@@ -108,23 +126,28 @@ class Draft:
     ) -> Bound | None:
         """Put in the largest chunk of `sequence` that fits; `None` means that all its remaining tokens are in.
 
-        A chunk that does not end the prompt has at least `chunk_min` tokens. A sequence that does not run yet needs a
+        A chunk that does not end the prompt has at least `chunk_min` tokens; an empty step takes that whatever its time,
+        so that work never stands still for want of a limit that can be kept. A sequence that does not run yet needs a
         slot, and KV for all its known tokens beside `reserve` blocks.
         """
         if sequence.slot is None:
             blocker = self._no_room(sequence, reserve)
             if blocker is not None:
                 return blocker
+        if cap_s is not None and not self.decodes and not self.chunks:
+            cap_s = max(cap_s, self._with_chunk(sequence, min(chunk_min, sequence.remaining_tokens)))
         tokens, bound = self._largest_chunk(sequence, cap_s)
-        if tokens < min(chunk_min, sequence.remaining_tokens) or tokens < 1:
-            return bound or "tokens"
+        if bound == "slack" and tokens < (least := min(chunk_min, sequence.remaining_tokens)):
+            tokens = min(least, self.tokens_left) if self.is_empty else 0
+        if tokens < 1:
+            return bound
         if sequence.slot is None:
             self.free_slots -= 1
             self.free_blocks -= self.ledger.blocks_for(sequence, sequence.target_tokens)
         self.tokens_left -= tokens
         self.prefill_tokens += tokens
         self.prefill_work += chunk_work(sequence.computed_tokens, tokens)
-        self.chunks.append((sequence, tokens))
+        self.chunks[sequence] = tokens
         self.price()
         return bound
 
@@ -146,7 +169,7 @@ class Draft:
 
     def preempt(self, victim: Sequence) -> None:
         """Plan to take the slot and the KV of `victim`, which the step does not use, back."""
-        self.preempted.append(victim)
+        self.preempted[victim] = None
         self.free_slots += 1
         self.free_blocks += victim.blocks
 

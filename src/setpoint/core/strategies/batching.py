@@ -63,7 +63,7 @@ class Continuous(Strategy):
         draft.tokens_left = min(draft.tokens_left, self._token_budget)
         ledger = state.ledger
         decode_or_preempt(draft, ledger.decoding.values(), self._order)
-        running = sorted(ledger.prefilling.values(), key=lambda s: (self._order(s), s.id))
+        running = sorted(draft.prefilling(), key=lambda s: (self._order(s), s.id))
         for group in (running, () if draft.preempted else ledger.waiting_from()):
             if not prefill_in_order(draft, group):
                 return
@@ -90,7 +90,7 @@ class Static(Strategy):
         """Run the batch; when it has ended and the next is complete, begin that."""
         ledger = state.ledger
         decode_or_preempt(draft, ledger.decoding.values(), first_come)
-        if not prefill_in_order(draft, ledger.prefilling.values()) or ledger.running:
+        if not prefill_in_order(draft, draft.prefilling()) or ledger.running:
             return
         if len(ledger.waiting) >= min(self._batch, ledger.capacity.slots) or self._is_due(state):
             for count, sequence in enumerate(ledger.waiting_from()):
@@ -102,10 +102,13 @@ class Static(Strategy):
         return decode_horizon(draft, state, is_gated=True)
 
     def wake_at(self, state: State) -> float | None:
-        """Return when the oldest has waited long enough."""
-        if self._wait_s is None or state.ledger.running or not state.ledger.waiting:
+        """Return when the oldest has waited long enough; one that was preempted has waited before."""
+        oldest = next(state.ledger.waiting_from(), None)
+        if state.ledger.running or oldest is None:
             return None
-        return next(state.ledger.waiting_from()).arrived_at + self._wait_s
+        if oldest.preemptions:
+            return state.now
+        return None if self._wait_s is None else oldest.arrived_at + self._wait_s
 
     def _is_due(self, state: State) -> bool:
         due = self.wake_at(state)
@@ -123,20 +126,19 @@ def prefill_in_order(draft: Draft, sequences: Iterable[Sequence]) -> bool:
 
 
 def decode_or_preempt(draft: Draft, decoding: Iterable[Sequence], order: Callable[[Sequence], Key]) -> None:
-    """Put in every decode; while KV is short, take back the running sequence that comes last in `order`."""
-    wanted = list(decoding)
-    if draft.blocks_short(wanted) <= 0:
-        draft.add_decodes(wanted)
-        return
-    candidates = sorted([*wanted, *draft.ledger.prefilling.values()], key=lambda s: (order(s), s.id))
-    while draft.blocks_short(wanted) > 0 and len(candidates) > 1:
-        victim = candidates.pop()
-        draft.preempt(victim)
-        if victim in wanted:
-            wanted.remove(victim)
+    """Put in every decode; while KV is short, take back the running sequence that comes last in `order`.
+
+    The last sequence that runs is taken back only if it lacks KV even so: the capacity shrank below what it needs.
+    """
+    wanted = dict.fromkeys(decoding)
+    if draft.blocks_short(wanted) > 0:
+        candidates = sorted([*wanted, *draft.prefilling()], key=lambda s: (order(s), s.id))
+        while draft.blocks_short(wanted) > 0 and len(candidates) > (draft.running > 1):
+            victim = candidates.pop()
+            draft.preempt(victim)
+            wanted.pop(victim, None)
+            draft.binding = Binding("kv")
     draft.add_decodes(wanted)
-    if draft.preempted:
-        draft.binding = Binding("kv")
 
 
 def decode_horizon(draft: Draft, state: State, *, is_gated: bool = False) -> Horizon:
@@ -153,5 +155,5 @@ def decode_horizon(draft: Draft, state: State, *, is_gated: bool = False) -> Hor
         return Horizon(1)
     expiry = ledger.next_expiry()
     steps = min(s.output_tokens_max - s.output_tokens for s in decoding.values())
-    affordable = draft.free_blocks * ledger.capacity.block_tokens // len(decoding)
+    affordable = 1 + draft.free_blocks // len(decoding) * ledger.capacity.block_tokens
     return Horizon(max(1, min(steps, affordable)), until_at=None if expiry is None else Instant(expiry))

@@ -56,7 +56,7 @@ class QoServe(Strategy):
         if draft.free_blocks * ledger.capacity.block_tokens < self._low_kv_tokens:
             draft.tokens_left = min(draft.tokens_left, self._low_kv_budget)
         draft.cap_s, tightest = self._cap(draft, state)
-        running = sorted(ledger.prefilling.values(), key=lambda s: (self.key(s, state), s.id))
+        running = sorted(draft.prefilling(), key=lambda s: (self.key(s, state), s.id))
         for group in (running, () if draft.preempted else self._waiting(draft, state)):
             for sequence in group:
                 blocker = draft.add_prefill(sequence, draft.cap_s)

@@ -42,8 +42,8 @@ class SlackOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     `relegation`: `moore-hodgson`, `own-deadline` or `none`. `rate_blend`: 0 counts waiting work at its bare cost, 1 at
     the rate lately achieved. `chunk_min`: tokens below which a chunk that does not end a prompt does not pay. `pace`
-    and `arrival`: the first values of the margins (see `setpoint.core.setpoints`), which stay there unless
-    `is_controlled`. `idle_step_s`: the longest step when no protected class was seen for `memory_s`. `lateness_max`:
+    and `boldness`: the first values of the margins (see `setpoint.core.setpoints`), which stay there unless
+    `is_controlled`. `arrival`: share of the tightest TTFT target that a step may last. `idle_step_s`: the longest step when no protected class was seen for `memory_s`. `lateness_max`:
     tokens by which a decode may lag before it is no longer asked to catch up. `reserve`: share of slots and KV that
     batch work leaves free. The `is_...` switches exist so that what each part is worth can be measured.
     """
@@ -52,7 +52,8 @@ class SlackOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     rate_blend: float = 0.5
     chunk_min: int = 16
     pace: float = 0.9
-    arrival: float = 0.25
+    boldness: float = 0.25
+    arrival: float = 0.5
     idle_step_s: float = 0.5
     memory_s: float = 60.0
     lateness_max: float = 5.0
@@ -82,8 +83,10 @@ class Slack(Strategy):
         self._options = o
         self._triage = RELEGATIONS[o.relegation]
         self._preemptions = 0
+        self._is_harvesting = False
         self.setpoints = Setpoints(
             pace=o.pace,
+            boldness=o.boldness,
             arrival=o.arrival,
             idle_step_s=o.idle_step_s,
             memory_s=o.memory_s,
@@ -108,7 +111,8 @@ class Slack(Strategy):
     def saw_finish(self, sequence: Sequence, state: State) -> None:
         """Move the margins of the class."""
         if not sequence.is_harvest:
-            self.setpoints.saw_finish(sequence, state.now)
+            self.setpoints.saw_finish(sequence, state.now, is_harvesting=self._is_harvesting)
+            self._is_harvesting = False
 
     def plan(self, draft: Draft, state: State) -> None:
         """Build the step in the four parts that the module describes."""
@@ -168,9 +172,12 @@ class Slack(Strategy):
                 cap_s, tightest = room, sequence.id
         if not self._options.is_sized:
             cap_s = None
-        harvest_s = arrival_s if cap_s is None else min(arrival_s, cap_s)
+        harvest_s = self.setpoints.longest_harvest_s(state.now)
+        if cap_s is not None:
+            harvest_s = min(harvest_s, self.setpoints.boldness(state.now) * cap_s)
         least = self._options.chunk_min
-        floor_s = state.step_time.seconds(len(draft.decodes), draft.context_tokens, least, chunk_work(0, least), 1)
+        work = chunk_work(state.ledger.capacity.context_tokens_max, least)
+        floor_s = state.step_time.seconds(len(draft.decodes), draft.context_tokens, least, work, 1)
         own_s = max(arrival_s, floor_s)
         if cap_s is None or own_s < cap_s:
             return _Limits(own_s, None, harvest_s)
@@ -179,7 +186,7 @@ class Slack(Strategy):
     def _prefill(self, draft: Draft, limits: _Limits, state: State) -> float | None:
         """Put in protected prefills: those in time, urgent batch work, those given up; return the spare seconds."""
         ledger = state.ledger
-        hopeful = [s for s in ledger.prefilling.values() if not s.is_harvest]
+        hopeful = [s for s in draft.prefilling() if not s.is_harvest]
         hopeful += takewhile(lambda s: s.key[0] == _HOPEFUL, ledger.waiting_from())
         hopeful.sort(key=lambda s: (due_at(s), s.id))
         bare_s = state.bare_prefill_s()
@@ -191,7 +198,7 @@ class Slack(Strategy):
         given_up = self._give_up([sequences[i] for i in triage.given_up], draft, state)
         draft.relegated += [(s, False) for s in kept if s.is_late]
         late = sorted(given_up, key=lambda s: (s.remaining_tokens, s.id))
-        if self._fill(draft, [*kept, *self._urgent(state)], limits, state, is_preempting=True):
+        if self._fill(draft, [*kept, *self._urgent(draft, state)], limits, state, is_preempting=True):
             waiting_late = takewhile(lambda s: s.key[0] == _LATE, ledger.waiting_from((_LATE,)))
             self._fill(draft, [*late, *waiting_late], limits, state, is_preempting=False)
         return triage.spare_s
@@ -245,7 +252,7 @@ class Slack(Strategy):
     ) -> None:
         """Fill what is left of the step with batch work."""
         if spare_s is not None:
-            cap_s = min(cap_s, draft.seconds + max(0.0, spare_s))
+            cap_s = min(cap_s, draft.seconds + self.setpoints.boldness(state.now) * max(0.0, spare_s))
         is_empty = not draft.decodes and not draft.chunks
         for sequence in sorted(decoding, key=lambda s: (s.computed_tokens, s.id)):
             if sequence in draft.preempted:
@@ -256,20 +263,22 @@ class Slack(Strategy):
                 draft.binding = Binding("harvest" if blocker == "slack" else blocker)
                 break
         self._harvest_prefills(draft, cap_s, state)
-        if is_empty and not draft.decodes and not draft.chunks and decoding:
-            decode_or_preempt(draft, [s for s in decoding if s not in draft.preempted], first_come)
+        self._is_harvesting |= any(s.is_harvest for s in draft.decodes) or any(s.is_harvest for s in draft.chunks)
+        if draft.is_empty:
+            decode_or_preempt(draft, draft.decoding(), batch_last)
 
     def _harvest_prefills(self, draft: Draft, cap_s: float, state: State) -> None:
         ledger = state.ledger
         is_quiet = self.setpoints.is_quiet(state.now)
         reserve = 0 if is_quiet else int(self._options.reserve * ledger.capacity.kv_blocks)
         slots = 0 if is_quiet else int(self._options.reserve * ledger.capacity.slots)
-        if not draft.decodes and not draft.chunks:
-            least = self._options.chunk_min
-            cap_s = max(cap_s, state.step_time.seconds(0, 0, least, chunk_work(0, least), 1))
-        begun = [s for s in ledger.prefilling.values() if s.is_harvest and s not in draft.preempted]
+        if not ledger.running and draft.is_empty:
+            reserve = slots = 0
+        begun = [s for s in draft.prefilling() if s.is_harvest]
         for group in (begun, ledger.waiting_from((_HARVEST,))):
             for sequence in group:
+                if sequence in draft.chunks:
+                    continue
                 if sequence.slot is None and draft.free_slots <= slots:
                     draft.binding = Binding("slots")
                     return
@@ -282,10 +291,11 @@ class Slack(Strategy):
         """Return whether a sequence is batch work with time left: it yields to the protected."""
         return sequence.is_harvest and state.now < self._urgent_at(sequence, state, 0)
 
-    def _urgent(self, state: State) -> list[Sequence]:
-        """Return the waiting batch sequences whose completion window draws near."""
+    def _urgent(self, draft: Draft, state: State) -> list[Sequence]:
+        """Return the batch sequences, begun and waiting, whose completion window draws near."""
+        begun = [s for s in draft.prefilling() if s.is_harvest and not self._is_spare(s, state)]
         queue = state.ledger.waiting_from((_HARVEST,))
-        return list(takewhile(lambda s: state.now >= self._urgent_at(s, state, 0), queue))
+        return begun + list(takewhile(lambda s: not self._is_spare(s, state), queue))
 
     def _urgent_at(self, sequence: Sequence, state: State, steps: int) -> float:
         """Return when twice the work left of a batch sequence reaches its completion window, `steps` steps from now."""
@@ -311,6 +321,11 @@ class Slack(Strategy):
         return low + 1
 
 
+def batch_last(sequence: Sequence) -> Key:
+    """Take the protected first, then batch work, each in the order of arrival."""
+    return (sequence.is_harvest, sequence.arrived_at)
+
+
 def due_at(sequence: Sequence) -> float:
     """Return when the first token (or, of batch work, the last) is due; infinity where nothing is."""
     if sequence.ttft_deadline is not None:
@@ -323,6 +338,6 @@ def cheapest(draft: Draft, sequences: Iterable[Sequence]) -> Sequence | None:
     candidates = [
         s
         for s in sequences
-        if s.preemptions < _PREEMPTIONS_MAX and s not in draft.preempted and all(s is not c for c, _ in draft.chunks)
+        if s.preemptions < _PREEMPTIONS_MAX and s not in draft.preempted and s not in draft.chunks
     ]
     return min(candidates, key=lambda s: (draft.recompute_seconds(s) / max(1, s.blocks), s.id), default=None)
