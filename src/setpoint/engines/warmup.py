@@ -1,74 +1,93 @@
 """The first steps of an engine: they bring its memory in, and show roughly what a step costs.
 
-Some thirty steps of different shapes, prompts and decodes of token 0 to `SEQUENCES` sequences, give the scheduler a
-step-time model to begin with; it goes on learning from every step that follows. A full profile is another matter.
+A dozen steps of four shapes (a short and a long prompt, one decode and several) give the scheduler a step-time model to
+begin with. The fastest of each shape counts: whatever else the machine is doing only ever makes a step slower. The
+scheduler goes on learning from every step that follows; a full profile is another matter.
 """
 
 from collections.abc import Callable
 
 from setpoint.engines.api import Executor, Generation, Sampling
-from setpoint.model import StepShape
-from setpoint.model.shape import chunk_work
-from setpoint.steptime.model import Sample, StepTimeModel, fit
-from setpoint.units import Seconds, Tokens
+from setpoint.steptime.model import StepTimeModel, linear
+from setpoint.units import Tokens
 
-SEQUENCES = 8
-CHUNKS = (16, 64, 8, 32, 96, 24, 4, 48)
-DECODES_EACH = 3
+REPEATS = 3
+SEQUENCES = 4
+SHORT, LONG = 8, 64
+"""Prompt tokens."""
+OUTPUT_TOKENS = 2 * REPEATS + 1
 REQUEST_ID = -1
 """Ids of the warm-up count down from here, where no request of a client is."""
 
 
-class _Sequence:
-    """One warm-up sequence: its id, and the tokens that it holds."""
+class _WarmUp:
+    """An idle executor with a stopwatch."""
 
-    def __init__(self, executor: Executor, slot: int, prompt_tokens: int) -> None:
-        self.id = REQUEST_ID - slot
-        # prompts that begin differently share no prefix
-        generation = Generation(
-            prompt=(slot + 1, *([0] * (prompt_tokens - 1))),
-            class_name="",
-            output_tokens_max=Tokens(DECODES_EACH * SEQUENCES + 1),
-            sampling=Sampling(temperature=0.0, is_eos_ignored=True),
-        )
-        self.computed = executor.prepare(self.id, generation)
-        self.left = prompt_tokens - self.computed
-        executor.admit(self.id, slot)
+    def __init__(self, executor: Executor, clock: Callable[[], float]) -> None:
+        self._executor = executor
+        self._clock = clock
+        self._made = 0
+        self._open: list[int] = []
+
+    def admit(self, prompt_tokens: int) -> int:
+        """Take a prompt in that shares no prefix with another; return its id."""
+        request_id = REQUEST_ID - self._made
+        self._made += 1
+        prompt = (self._made, *([0] * (prompt_tokens - 1)))
+        sampling = Sampling(temperature=0.0, is_eos_ignored=True)
+        tokens = Tokens(OUTPUT_TOKENS)
+        generation = Generation(prompt=prompt, class_name="", output_tokens_max=tokens, sampling=sampling)
+        self._executor.prepare(request_id, generation)
+        self._executor.admit(request_id, len(self._open))
+        self._open.append(request_id)
+        return request_id
+
+    def prefill_s(self, prompt_tokens: int) -> float:
+        """Return the seconds of the fastest of some prefills, whose sequences are released."""
+        return min(self._prefill_s(prompt_tokens) for _ in range(REPEATS))
+
+    def _prefill_s(self, prompt_tokens: int) -> float:
+        request_id = self.admit(prompt_tokens)
+        seconds = self.run([], [(request_id, prompt_tokens)])
+        self.release()
+        return seconds
+
+    def decode_s(self, sequences: int) -> float:
+        """Return the seconds of the fastest of some decodes of that many sequences, which are released."""
+        ids = [self.admit(SHORT) for _ in range(sequences)]
+        for request_id in ids:
+            self.run([], [(request_id, SHORT)])
+        fastest = min(self.run(ids, []) for _ in range(REPEATS))
+        self.release()
+        return fastest
+
+    def run(self, decodes: list[int], prefills: list[tuple[int, int]]) -> float:
+        """Run one step and return its seconds."""
+        start = self._clock()
+        self._executor.run(decodes, prefills)
+        return self._clock() - start
+
+    def release(self) -> None:
+        """Leave the executor empty."""
+        while self._open:
+            self._executor.release(self._open.pop())
 
 
 def warm_up(executor: Executor, clock: Callable[[], float], *, key: str) -> StepTimeModel:
-    """Run the first steps of an idle engine, leave it empty, and return the step-time model fitted to them.
+    """Run the first steps of an idle engine, leave it empty, and return a rough step-time model.
 
     `key` names (model, hardware, engine build).
     """
     capacity = executor.capacity
-    largest = min(capacity.step_tokens_max, capacity.context_tokens_max // 2)
-    sequences: list[_Sequence] = []
-    samples: list[Sample] = []
-
-    def timed(shape: StepShape, decodes: list[int], prefills: list[tuple[int, int]]) -> None:
-        start = clock()
-        executor.run(decodes, prefills)
-        samples.append((shape, Seconds(max(clock() - start, 1e-6))))
-
+    long = min(LONG, capacity.step_tokens_max, capacity.context_tokens_max - OUTPUT_TOKENS)
+    many = min(SEQUENCES, capacity.slots)
+    steps = _WarmUp(executor, clock)
     try:
-        for slot in range(min(SEQUENCES, capacity.slots)):
-            new = _Sequence(executor, slot, min(CHUNKS[slot], largest))
-            work = chunk_work(new.computed, new.left)
-            timed(StepShape(0, 0, new.left, work, 1), [], [(new.id, new.left)])
-            new.computed += new.left
-            sequences.append(new)
-            for _ in range(DECODES_EACH):
-                context = sum(s.computed for s in sequences)
-                timed(StepShape(len(sequences), context), [s.id for s in sequences], [])
-                for sequence in sequences:
-                    sequence.computed += 1
+        # the first prefill pays for memory that is touched for the first time: the fastest does not
+        short_s, long_s = steps.prefill_s(SHORT), steps.prefill_s(long)
+        one_s, many_s = steps.decode_s(1), steps.decode_s(many)
     finally:
-        for sequence in sequences:
-            executor.release(sequence.id)
-    # the first step pays for memory that is touched for the first time; a small engine repeats what it can hold
-    return fit(_enough(samples[1:]), key=key)
-
-
-def _enough(samples: list[Sample]) -> list[Sample]:
-    return samples * -(-20 // len(samples))
+        steps.release()
+    prefill_s = max(0.0, long_s - short_s) / max(1, long - SHORT)
+    decode_s = max(0.0, many_s - one_s) / max(1, many - 1)
+    return linear(key=key, step_s=max(one_s - decode_s, 0.1 * one_s), decode_s=decode_s, prefill_s=prefill_s)
