@@ -185,5 +185,5 @@ def test_slow_arrivals_wait_for_their_own_prefill_only() -> None:
     worker = replica()
     run = finite_run(worker, [100] * 20, [10] * 20, gap_s=10.0)
     assert run is not None
-    assert run.ttft_s == pytest.approx(worker.step.seconds(0, 0, 100, 5000, 1))
+    assert run.ttft_s == pytest.approx(worker.step.seconds_of(0, 0, 100, 5000, 1))
     assert run.peak_sequences == 1

@@ -4,6 +4,7 @@ import msgspec
 
 from setpoint.sim.published import Metric, Point
 from setpoint.steptime.architecture import Architecture
+from setpoint.steptime.calibrate import Case, log_ratio
 from setpoint.steptime.efficiency import Calibration
 from setpoint.steptime.finite import finite_run, lengths
 from setpoint.steptime.hardware import Hardware
@@ -21,6 +22,10 @@ _P99_OF_MEAN = 0.88
 
 _OTHER_STRIDE = 0.7548776662466927
 """Shuffles prompts otherwise than outputs, so that the two are not correlated (plastic number)."""
+
+
+WEIGHTS: dict[Metric, float] = {"throughput": 1.0, "tpot": 1.0, "ttft": 0.4, "prefill": 0.3}
+"""How much each metric counts in a fit."""
 
 
 def predict(point: Point, architecture: Architecture, hardware: Hardware, calibration: Calibration) -> Predicted:
@@ -106,3 +111,25 @@ def _of(estimate: Estimate, replicas: int) -> Predicted:
         "tpot": estimate.tpot_s,
         "ttft": estimate.ttft_s,
     }
+
+
+def judged(point: Point) -> tuple[Metric, ...]:
+    """Return the metrics of a point by which a prediction is judged: no TTFT of an open loop beyond saturation."""
+    return tuple(metric for metric in point.values if not (metric == "ttft" and point.is_beyond))
+
+
+def case(point: Point, architecture: Architecture, hardware: Hardware) -> Case:
+    """Return the point as `fit_efficiencies` takes it; what is the same number twice (1 / TPOT) counts once."""
+    metrics = tuple(m for m in judged(point) if not (m == "tpot" and point.is_separate_test))
+
+    def residuals(calibration: Calibration) -> list[float | None]:
+        predicted = predict(point, architecture, hardware, calibration)
+        return [log_ratio(predicted.get(metric), point.values[metric]) for metric in metrics]
+
+    return Case(
+        residuals,
+        tuple(WEIGHTS[metric] for metric in metrics),
+        point.engine,
+        hardware.generation,
+        point.quantization.precision(hardware.peaks_tflops),
+    )

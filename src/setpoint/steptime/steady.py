@@ -12,12 +12,11 @@ bound B. On a simulated replica the form came within 3 % of TPOT under Poisson a
 
 from collections.abc import Callable
 from math import ceil
-from typing import Literal
+from typing import Literal, Protocol
 
 import msgspec
 
 from setpoint.steptime.memory import Fit
-from setpoint.steptime.roofline import Roofline
 
 _HALVINGS = 28
 _NEARLY = 0.995
@@ -60,10 +59,20 @@ class Estimate(msgspec.Struct, frozen=True, kw_only=True):
     bound: Bound
 
 
+class StepSeconds(Protocol):
+    """The time of a step, for fractions of sequences and tokens too."""
+
+    def seconds_of(
+        self, decodes: float, context: float, prefill_tokens: float = 0.0, work: float = 0.0, prefills: float = 0.0
+    ) -> float:
+        """Return the expected seconds, zero for an empty step."""
+        ...
+
+
 class Replica(msgspec.Struct, frozen=True, kw_only=True):
     """One replica: the time of its steps, its KV room and its engine's limits."""
 
-    step: Roofline
+    step: StepSeconds
     fit: Fit
     limits: Limits = Limits()
 
