@@ -1,0 +1,98 @@
+"""Whether the measurement can be trusted: the client's own limits, held against what it did. Pure.
+
+Past a limit the trial is *invalid*, which is not the same as failed: it says nothing about the server. Limits and
+reasons: a late send is the client's doing; an event loop that lags dates answers too late; a worker above 70%
+of a core queues by itself (a queue at 0.7 waits 2.3 service times); a client above half of the rate that it reached
+against a server that does nothing is too near to its own ceiling.
+"""
+
+from collections.abc import Sequence
+
+import msgspec
+
+from setpoint.metrics import rank_quantile
+
+LAG_MAX_S = 0.001
+LAG_OF_LIMIT = 0.01
+LOOP_LAG_MAX_S = 0.010
+CPU_MAX = 0.70
+SENT_MIN = 0.999
+CEILING_MAX = 0.50
+
+
+class ClientSamples(msgspec.Struct, kw_only=True):
+    """What one worker saw of itself. Lags in seconds; `reads` are wake-ups with data, `events` content messages."""
+
+    dispatch_lags: list[float] = []
+    loop_lags: list[float] = []
+    cpu_s: float = 0.0
+    wall_s: float = 0.0
+    offered: int = 0
+    sent: int = 0
+    reads: int = 0
+    events: int = 0
+    connections: int = 0
+    is_connection_limited: bool = False
+
+
+class ClientHealth(msgspec.Struct, frozen=True, kw_only=True):
+    """The verdict. `faults`: each broken limit as a sentence, empty when the measurement stands.
+
+    `cpu_ratio`: of the busiest worker, in cores. `events_a_read`: above 1, messages of one stream were read together
+    (the server sent them together, or the client came late). `ceiling_ratio`: share of the calibrated ceiling.
+    """
+
+    faults: tuple[str, ...]
+    workers: int
+    dispatch_lag_p99_s: float
+    loop_lag_p99_s: float
+    cpu_ratio: float
+    sent_ratio: float
+    events_per_s: float
+    events_a_read: float
+    ceiling_ratio: float | None
+    connections: int
+
+    @property
+    def is_valid(self) -> bool:
+        """Whether the measurement can be trusted."""
+        return not self.faults
+
+
+def judge_client(
+    workers: Sequence[ClientSamples], *, ttft_limit_s: float | None = None, ceiling_eps: float | None = None
+) -> ClientHealth:
+    """Return the verdict over all workers.
+
+    `ttft_limit_s`: the tightest TTFT target, which widens the lag allowed to 1% of it. `ceiling_eps`: events per second
+    and worker that the client reached against a null server.
+    """
+    lag = max((rank_quantile(sorted(one.dispatch_lags), 0.99) for one in workers if one.dispatch_lags), default=0.0)
+    loop_lag = max((rank_quantile(sorted(one.loop_lags), 0.99) for one in workers if one.loop_lags), default=0.0)
+    cpu = max((one.cpu_s / one.wall_s for one in workers if one.wall_s > 0.0), default=0.0)
+    offered = sum(one.offered for one in workers)
+    sent_ratio = sum(one.sent for one in workers) / offered if offered else 1.0
+    rates = [one.events / one.wall_s for one in workers if one.wall_s > 0.0]
+    ceiling = max(rates, default=0.0) / ceiling_eps if ceiling_eps else None
+    lag_max = max(LAG_MAX_S, LAG_OF_LIMIT * (ttft_limit_s or 0.0))
+    checks = (
+        (lag > lag_max, f"sends were late: P99 {lag * 1e3:.1f} ms, at most {lag_max * 1e3:.1f} ms allowed"),
+        (loop_lag > LOOP_LAG_MAX_S, f"the client's loop lagged: P99 {loop_lag * 1e3:.1f} ms, 10 ms allowed"),
+        (cpu > CPU_MAX, f"a worker used {cpu:.0%} of a core, 70% allowed: use more workers"),
+        (sent_ratio < SENT_MIN, f"only {sent_ratio:.2%} of the due requests were sent"),
+        ((ceiling or 0.0) > CEILING_MAX, f"the client ran at {ceiling or 0.0:.0%} of its own ceiling, 50% allowed"),
+        (any(one.is_connection_limited for one in workers), "the limit on connections was reached"),
+    )
+    reads = sum(one.reads for one in workers)
+    return ClientHealth(
+        faults=tuple(words for is_broken, words in checks if is_broken),
+        workers=len(workers),
+        dispatch_lag_p99_s=lag,
+        loop_lag_p99_s=loop_lag,
+        cpu_ratio=cpu,
+        sent_ratio=sent_ratio,
+        events_per_s=sum(rates),
+        events_a_read=sum(one.events for one in workers) / reads if reads else 0.0,
+        ceiling_ratio=ceiling,
+        connections=sum(one.connections for one in workers),
+    )
