@@ -105,8 +105,11 @@ class Ledger:
         self.prefilling: dict[int, Sequence] = {}
         self.decoding: dict[int, Sequence] = {}
         self.waiting_by_class: dict[str, int] = {}
+        self.waiting_tokens = {False: 0, True: 0}
+        """Prompt tokens that the waiting have yet to compute; those of harvest classes under `True`."""
         self.blocks_held = 0
-        self._free_slots = list(range(capacity.slots))
+        self.vacant = list(range(capacity.slots))
+        """The slots that nobody holds, as a heap."""
         self._expiries: list[tuple[float, int]] = []
 
     @property
@@ -133,6 +136,7 @@ class Ledger:
         self.sequences[sequence.id] = sequence
         name = sequence.service_class.name
         self.waiting_by_class[name] = self.waiting_by_class.get(name, 0) + 1
+        self.waiting_tokens[sequence.is_harvest] += sequence.remaining_tokens
         sequence.key = key
         insort(self.waiting, (key, sequence.id))
         if sequence.expires_at is not None and sequence.preemptions == 0:
@@ -153,9 +157,8 @@ class Ledger:
 
     def admit(self, sequence: Sequence) -> int:
         """Give a waiting sequence a slot (the lowest free one), and return it."""
-        self._unlink(sequence)
-        self.waiting_by_class[sequence.service_class.name] -= 1
-        slot = heappop(self._free_slots)
+        self._leave_queue(sequence)
+        slot = heappop(self.vacant)
         sequence.slot = slot
         self.prefilling[sequence.id] = sequence
         return slot
@@ -179,8 +182,7 @@ class Ledger:
     def remove(self, sequence: Sequence) -> None:
         """Forget a sequence, wherever it is."""
         if sequence.slot is None:
-            self._unlink(sequence)
-            self.waiting_by_class[sequence.service_class.name] -= 1
+            self._leave_queue(sequence)
         else:
             self._vacate(sequence)
         del self.sequences[sequence.id]
@@ -189,7 +191,7 @@ class Ledger:
         """Return the earliest instant at which a sequence that has never run would have waited too long."""
         heap = self._expiries
         while heap:
-            if self._may_expire(heap[0][1]):
+            if self._may_expire(*heap[0]):
                 return heap[0][0]
             heappop(heap)
         return None
@@ -204,22 +206,30 @@ class Ledger:
         return expired
 
     def change_capacity(self, capacity: Capacity) -> None:
-        """Take the new capacity over; what runs in slots above it keeps them until it ends."""
-        used = {s.slot for s in self.prefilling.values()} | {s.slot for s in self.decoding.values()}
+        """Take the new capacity over; what runs keeps its slot, and KV for the tokens that it has KV for."""
+        running = [*self.prefilling.values(), *self.decoding.values()]
+        used = {s.slot for s in running}
+        block_tokens = self.capacity.block_tokens
         self.capacity = capacity
-        self._free_slots = [slot for slot in range(capacity.slots) if slot not in used]
-        for group in (self.prefilling, self.decoding):
-            for sequence in group.values():
-                sequence.blocks = self.blocks_for(sequence, sequence.computed_tokens)
-        self.blocks_held = sum(s.blocks for g in (self.prefilling, self.decoding) for s in g.values())
+        self.vacant = [slot for slot in range(capacity.slots) if slot not in used]
+        for sequence in running:
+            sequence.blocks = capacity.blocks(sequence.blocks * block_tokens)
+        self.blocks_held = sum(s.blocks for s in running)
 
     def _compact(self) -> None:
         if len(self._expiries) > 2 * len(self.waiting) + _SPARE_EXPIRIES:
-            self._expiries = sorted(e for e in self._expiries if self._may_expire(e[1]))
+            self._expiries = sorted(e for e in self._expiries if self._may_expire(*e))
 
-    def _may_expire(self, request_id: int) -> bool:
+    def _may_expire(self, at: float, request_id: int) -> bool:
         sequence = self.sequences.get(request_id)
-        return sequence is not None and sequence.slot is None and sequence.preemptions == 0
+        return (
+            sequence is not None and sequence.slot is None and sequence.preemptions == 0 and sequence.expires_at == at
+        )
+
+    def _leave_queue(self, sequence: Sequence) -> None:
+        self._unlink(sequence)
+        self.waiting_by_class[sequence.service_class.name] -= 1
+        self.waiting_tokens[sequence.is_harvest] -= sequence.remaining_tokens
 
     def _unlink(self, sequence: Sequence) -> None:
         del self.waiting[bisect_left(self.waiting, (sequence.key, sequence.id))]
@@ -227,7 +237,7 @@ class Ledger:
     def _vacate(self, sequence: Sequence) -> None:
         assert sequence.slot is not None
         if sequence.slot < self.capacity.slots:
-            heappush(self._free_slots, sequence.slot)
+            heappush(self.vacant, sequence.slot)
         sequence.slot = None
         self.blocks_held -= sequence.blocks
         sequence.blocks = 0

@@ -22,7 +22,6 @@ from setpoint.model import (
     AnyCommand,
     AnyEvent,
     Arrived,
-    Binding,
     Cancelled,
     Capacity,
     CapacityChanged,
@@ -97,9 +96,7 @@ class ReplicaMachine:
 
     def _refusal(self, sequence: Sequence) -> RejectReason | None:
         """Return why a request is not even queued, or `None`."""
-        capacity = self.ledger.capacity
-        longest = sequence.prompt_tokens + sequence.output_tokens_max
-        if longest > capacity.context_tokens_max or capacity.blocks(longest) > capacity.kv_blocks:
+        if self._is_too_long(sequence):
             return "too_long"
         service_class = sequence.service_class
         if self.ledger.waiting_by_class.get(service_class.name, 0) >= service_class.queue_max:
@@ -113,13 +110,19 @@ class ReplicaMachine:
 
     def _capacity_changed(self, capacity: Capacity) -> None:
         self.ledger.change_capacity(capacity)
-        for sequence in [*self.ledger.sequences.values()]:
-            longest = sequence.prompt_tokens + sequence.output_tokens_max
-            if sequence.slot is None and (
-                longest > capacity.context_tokens_max or capacity.blocks(longest) > capacity.kv_blocks
-            ):
-                self.ledger.remove(sequence)
-                self._out.append(Reject(request_id=sequence.id, reason="too_long"))
+        for sequence in [*self.ledger.waiting_from()]:
+            self._drop_if_too_long(sequence)
+
+    def _drop_if_too_long(self, sequence: Sequence) -> None:
+        """Refuse a waiting sequence that the replica can no longer hold to its end."""
+        if self._is_too_long(sequence):
+            self.ledger.remove(sequence)
+            self._out.append(Reject(request_id=sequence.id, reason="too_long"))
+
+    def _is_too_long(self, sequence: Sequence) -> bool:
+        capacity = self.ledger.capacity
+        longest = sequence.prompt_tokens + sequence.output_tokens_max
+        return longest > capacity.context_tokens_max or capacity.blocks(longest) > capacity.kv_blocks
 
     def _step_finished(self, event: StepFinished) -> None:
         plan = self.step_in_flight
@@ -131,14 +134,14 @@ class ReplicaMachine:
         repeats = len(event.step_seconds)
         extra = dict(event.extra)
         stopped = set(event.stopped)
-        sequences = self.ledger.sequences
+        ledger = self.ledger
         for request_id in plan.decodes:
-            sequence = sequences.get(request_id)
+            sequence = ledger.decoding.get(request_id)
             if sequence is not None:
                 yielded = repeats + extra.get(request_id, 1) - 1
                 self._yielded(sequence, yielded, yielded, is_stopped=request_id in stopped)
         for request_id, tokens in plan.prefills:
-            sequence = sequences.get(request_id)
+            sequence = ledger.prefilling.get(request_id)
             if sequence is not None:
                 is_complete = tokens == sequence.remaining_tokens
                 self._yielded(sequence, tokens, int(is_complete), is_stopped=request_id in stopped)
@@ -180,6 +183,17 @@ class ReplicaMachine:
             self._out.append(Reject(request_id=sequence.id, reason="expired", retry_after_s=retry_after_s))
 
     def _plan(self) -> None:
+        """Plan the next step; anew when all that it did was to take back, so that what was freed finds its use."""
+        draft = self._drafted()
+        while draft.is_empty and draft.preempted:
+            draft = self._drafted()
+        if draft.is_empty:
+            self._sleep()
+        else:
+            self._run(draft)
+
+    def _drafted(self) -> Draft:
+        """Let the strategy fill a draft, and carry out what it gave up, took back and refused."""
         state = self.state
         draft = Draft(self.ledger, state.step_time)
         self.strategy.plan(draft, state)
@@ -192,10 +206,8 @@ class ReplicaMachine:
         for sequence in draft.preempted:
             self.ledger.preempt(sequence, self.strategy.key(sequence, state))
             self._out.append(Preempt(request_id=sequence.id))
-        if draft.decodes or draft.chunks:
-            self._run(draft)
-        else:
-            self._sleep(draft.binding)
+            self._drop_if_too_long(sequence)
+        return draft
 
     def _relegate(self, sequence: Sequence, *, is_late: bool) -> None:
         if sequence.is_late != is_late:
@@ -206,7 +218,7 @@ class ReplicaMachine:
 
     def _run(self, draft: Draft) -> None:
         horizon = self.strategy.horizon(draft, self.state) if self.state.step_time.is_fixed else Horizon(1)
-        for sequence, tokens in draft.chunks:
+        for sequence, tokens in draft.chunks.items():
             if sequence.slot is None:
                 slot = self.ledger.admit(sequence)
                 self.ledger.hold(sequence, sequence.target_tokens)
@@ -219,7 +231,7 @@ class ReplicaMachine:
         self.step_in_flight = StepPlan(
             step_id=self._steps,
             decodes=tuple(sorted(s.id for s in draft.decodes)),
-            prefills=tuple((s.id, tokens) for s, tokens in draft.chunks),
+            prefills=tuple((s.id, tokens) for s, tokens in draft.chunks.items()),
             predicted_s=Seconds(draft.price()),
             cap_s=None if draft.cap_s is None else Seconds(draft.cap_s),
             bound_by=draft.binding,
@@ -227,8 +239,8 @@ class ReplicaMachine:
         )
         self._out.append(RunStep(plan=self.step_in_flight))
 
-    def _sleep(self, binding: Binding) -> None:
+    def _sleep(self) -> None:
+        assert self.ledger.running == 0, "an engine with running sequences always has a step"
         instants = [t for t in (self.strategy.wake_at(self.state), self.ledger.next_expiry()) if t is not None]
-        assert self.ledger.running == 0 or binding.kind == "kv", "an engine with running sequences always has a step"
         if instants:
             self._out.append(WakeAt(at=Instant(min(instants))))

@@ -64,6 +64,7 @@ class Strategy:
     def retry_after(self, sequence: Sequence, state: State) -> Seconds:
         """Predict after how many seconds a refused request would be taken: when all ahead of it is prefilled."""
         ahead = sum(s.remaining_tokens for s in state.ledger.prefilling.values())
-        ahead += sum(s.remaining_tokens for s in state.ledger.waiting_from() if not s.is_harvest or sequence.is_harvest)
+        waiting = state.ledger.waiting_tokens
+        ahead += waiting[False] + (waiting[True] if sequence.is_harvest else 0)
         target = sequence.slo.ttft_target(sequence.request.prompt_tokens) or 0.0
         return Seconds(max(1.0, ahead * state.seconds_per_prefill_token() - target))

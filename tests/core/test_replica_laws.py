@@ -1,0 +1,47 @@
+"""What holds for every strategy, whatever comes in."""
+
+from itertools import pairwise
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from setpoint.core.strategies import make_strategy
+from setpoint.model import Arrived, Finish, Reject, RunStep
+from tests.core.worlds import STRATEGIES, Run, World, worlds
+
+everyone = pytest.mark.parametrize("strategy", STRATEGIES)
+
+
+@everyone
+@given(data=st.data())
+def test_every_request_ends_exactly_once_and_leaves_no_residue(strategy: str, data: st.DataObject) -> None:
+    world = data.draw(worlds(strategy))
+    run = Run(world).play()
+    assert sorted(i for i, _ in run.ended) == [ask.request.id for ask in world.asks]
+    ledger = run.machine.ledger
+    assert (ledger.blocks_held, ledger.running, ledger.waiting, ledger.sequences) == (0, 0, [], {})
+    assert sorted(ledger.vacant) == list(range(ledger.capacity.slots))
+
+
+@everyone
+@given(data=st.data())
+def test_a_finished_request_yielded_just_its_tokens_however_often_it_was_preempted(
+    strategy: str, data: st.DataObject
+) -> None:
+    world = data.draw(worlds(strategy))
+    run = Run(world).play()
+    for request_id, end in run.ended:
+        ask = world.asks[request_id]
+        if isinstance(end, Finish) and end.reason != "cancelled":
+            assert run.tokens[request_id] == ask.output_tokens
+            assert end.reason in {"stop", "length"}
+
+
+@everyone
+@given(data=st.data())
+def test_the_same_events_give_the_same_commands(strategy: str, data: st.DataObject) -> None:
+    world = data.draw(worlds(strategy))
+    first, second = Run(world).play(), Run(world).play()
+    assert msgspec.json.encode(first.journal) == msgspec.json.encode(second.journal)
