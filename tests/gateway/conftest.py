@@ -1,4 +1,4 @@
-"""One real server process for each test module that asks for one, on the starter model."""
+"""A real server process on the starter model, shared by all tests, and a way to start one more."""
 
 import re
 import signal
@@ -47,7 +47,7 @@ class Server:
         command = "import sys; from setpoint.cli import main; main(sys.argv[1:])"
         arguments = ["serve", "--config", str(path), "--port", str(self.port), *options]
         with self.log_path.open("wb") as log:
-            self.process = subprocess.Popen(  # noqa: S603 - our own program
+            self.process = subprocess.Popen(
                 [sys.executable, "-c", command, *arguments], stdout=subprocess.PIPE, stderr=log
             )
 
@@ -104,13 +104,13 @@ class Server:
         self.wait_until(lambda: self.metric("num_requests_running") + self.metric("num_requests_waiting") == 0)
 
 
-@pytest.fixture
-def start_server(tmp_path: Path) -> Iterator[Callable[..., Server]]:
+@pytest.fixture(scope="session")
+def start_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Server]]:
     """Give a function that starts one more server, with settings of its own."""
     started: list[Server] = []
 
     def start(config: str, *options: str) -> Server:
-        started.append(Server(tmp_path, config, *options))
+        started.append(Server(tmp_path_factory.mktemp("server"), config, *options))
         started[-1].wait_ready()
         return started[-1]
 
@@ -119,7 +119,7 @@ def start_server(tmp_path: Path) -> Iterator[Callable[..., Server]]:
         server.stop()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     server = Server(tmp_path_factory.mktemp("server"), CONFIG)
     try:
@@ -138,7 +138,7 @@ def client(server: Server) -> Iterator[openai.OpenAI]:
     server.wait_idle()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def model(server: Server) -> str:
     with server.client() as client:
         return client.models.list().data[0].id

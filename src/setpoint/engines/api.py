@@ -121,13 +121,8 @@ class StepOutput(msgspec.Struct, frozen=True, kw_only=True):
 class TextStream(Protocol):
     """The output text of one sequence, token by token: never half a character, never a stop string or what follows."""
 
-    @property
-    def is_stopped(self) -> bool:
-        """Whether a stop string was met; nothing more comes after it."""
-        ...
-
-    def push(self, token: int) -> str:
-        """Take the next token in; return the text that is now safe to show (empty while it is held back)."""
+    def push(self, token: int) -> tuple[str, bool]:
+        """Take the next token in; return the text that it makes ready (often none), and whether a stop string is met."""
         ...
 
     def finish(self) -> str:

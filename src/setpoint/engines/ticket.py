@@ -60,8 +60,8 @@ class Ticket:
             return None, True
         if sampled.logprob is not None:
             self._held_logprobs.append(sampled.logprob)
-        text = self.text.push(sampled.token)
-        return (self._piece(text) if text else None), self.text.is_stopped
+        text, is_stopped = self.text.push(sampled.token)
+        return (self._piece(text) if text else None), is_stopped
 
     def rest(self) -> Piece | None:
         """Return what was held back, now that the sequence is over, or `None`."""

@@ -18,9 +18,10 @@ from setpoint.gateway.faults import Fault
 
 
 class ConnectionLimits(msgspec.Struct, frozen=True, kw_only=True):
-    """How many connections, and how long one may take to send its headers, in seconds."""
+    """How many connections, and how large a header may be and how long it may take to come, in seconds."""
 
     connections_max: int
+    header_bytes_max: int
     header_timeout_s: float
 
 
@@ -36,6 +37,7 @@ class GuardedState(ServerState):
 class GuardedProtocol(H11Protocol):
     """One connection. It is silent while it has no request in hand."""
 
+    _last_bytes = b""
     _deadline: asyncio.TimerHandle | None = None
 
     @property
@@ -67,8 +69,15 @@ class GuardedProtocol(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Take bytes in; the deadline stands until they make a whole header."""
-        if not self.has_request and self._deadline is None:
-            self._await_request()
+        if not self.has_request:
+            if self._deadline is None:
+                self._await_request()
+            # h11 bounds what it keeps of an unfinished header, not a long one that arrives in one piece
+            limit = self.guard.limits.header_bytes_max
+            if len(data) > limit and b"\r\n\r\n" not in self._last_bytes + data[:limit]:
+                self.send_400_response("Headers over the limit.")
+                return
+            self._last_bytes = (self._last_bytes + data[-3:])[-3:]
         super().data_received(data)
         if self.has_request or self.transport.is_closing():
             self._stop_waiting()
@@ -81,7 +90,7 @@ class GuardedProtocol(H11Protocol):
 
     def send_400_response(self, msg: str) -> None:
         """Answer what is not HTTP, or has headers over the limit, in the shape of every other error."""
-        self._answer(Fault(400, msg.rstrip(".") + ", or headers over the limit", code="invalid_http"))
+        self._answer(Fault(400, msg, code="invalid_http"))
 
     def give_way(self) -> None:
         """Close this connection, which is silent, in favour of another."""

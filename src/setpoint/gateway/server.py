@@ -34,11 +34,22 @@ class DrainingServer(uvicorn.Server):
     """A uvicorn server that drains an engine before it closes connections."""
 
     def __init__(
-        self, config: uvicorn.Config, limits: ConnectionLimits, drain: Callable[[], Awaitable[object]]
+        self,
+        config: uvicorn.Config,
+        limits: ConnectionLimits,
+        drain: Callable[[], Awaitable[object]],
+        announce: Callable[[], None],
     ) -> None:
+        """Call `announce` once the server listens, and wait for `drain()` before it closes."""
         super().__init__(config)
         self.server_state = GuardedState(limits)
         self._drain = drain
+        self._announce = announce
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen, and say so."""
+        await super().startup(sockets)
+        self._announce()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - the shape of a signal handler
         """Ask for the orderly end, and for the quick one when Ctrl-C comes again.
@@ -105,6 +116,8 @@ def build_server(
         backlog=BACKLOG,
     )
     limits = ConnectionLimits(
-        connections_max=connection_limit(settings.connections_max), header_timeout_s=settings.header_timeout_s
+        connections_max=connection_limit(settings.connections_max),
+        header_bytes_max=settings.header_bytes_max,
+        header_timeout_s=settings.header_timeout_s,
     )
     return DrainingServer(config, limits, drain, announce)

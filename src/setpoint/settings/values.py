@@ -52,6 +52,8 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     slots: Annotated[int, Meta(ge=1, le=256)] | None = None
     context_tokens: Annotated[int, Meta(ge=16)] | None = None
     kv_tokens: Annotated[int, Meta(ge=16)] | None = None
+    prefix_tokens: Annotated[int, Meta(ge=0)] | None = None
+    """Of `kv_tokens`, kept for prefixes that requests share (system prompts)."""
     step_tokens_max: Annotated[int, Meta(ge=1)] | None = None
     threads: Annotated[int, Meta(ge=1, le=1024)] | None = None
     gpu_layers: Annotated[int, Meta(ge=0)] | None = None

@@ -1,0 +1,230 @@
+"""`setpoint serve`: one model behind an OpenAI-compatible API, scheduled by a strategy.
+
+The order of things: settings (file, then options), model, warm-up, then the listener; so that a port that answers is a
+server that serves.
+"""
+
+import asyncio
+import gc
+import logging
+import socket
+import sys
+import time
+import tomllib
+from collections.abc import Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import typer
+
+from setpoint.core.replica import ReplicaMachine
+from setpoint.core.strategies import STRATEGIES, make_strategy
+from setpoint.engines.driver import Driver
+from setpoint.engines.embedded import EmbeddedEngine
+from setpoint.engines.llamacpp.executor import LlamaExecutor
+from setpoint.engines.llamacpp.model import Model
+from setpoint.engines.llamacpp.quantize import quantized_model
+from setpoint.engines.llamacpp.starter import resolve_model
+from setpoint.engines.llamacpp.text import TextStream
+from setpoint.engines.warmup import warm_up
+from setpoint.errors import ConfigError, SetpointError
+from setpoint.gateway.app import build_app
+from setpoint.gateway.server import LOOPBACK, build_server, open_listener
+from setpoint.gateway.telemetry import Telemetry
+from setpoint.settings import EngineSettings, Settings, parse_settings
+from setpoint.steptime.learner import LearnedStepTime
+from setpoint.steptime.model import StepTimeModel
+from setpoint.steptime.model import decode as decode_step_time
+
+DEFAULT_CONFIG = Path("setpoint.toml")
+SWITCH_INTERVAL_S = 0.0005
+"""How long Python may keep the engine thread waiting for the interpreter: its own 5 ms would show in every token."""
+
+log = logging.getLogger("setpoint")
+
+
+def serve(  # noqa: PLR0913 - the options of a command
+    *,
+    model: Annotated[
+        str | None, typer.Argument(help="A GGUF file or the name of a model; the starter model if left out.")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="Settings; ./setpoint.toml is read if it is there.", show_default=False)
+    ] = None,
+    strategy: Annotated[
+        str | None, typer.Option(help=f"Who runs when: {', '.join(STRATEGIES)}.  [default: slack]", show_default=False)
+    ] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on.  [default: 127.0.0.1]")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on; 0 takes any.  [default: 8000]")] = None,
+    slots: Annotated[int | None, typer.Option(help="Sequences that run at once.")] = None,
+    context: Annotated[int | None, typer.Option(help="Tokens of prompt and output of one sequence.")] = None,
+    kv_tokens: Annotated[int | None, typer.Option(help="Tokens that the KV cache holds over all sequences.")] = None,
+    step_tokens: Annotated[int | None, typer.Option(help="Tokens that one step computes at most.")] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads of a step.  [default: the physical cores]")] = None,
+    gpu_layers: Annotated[int | None, typer.Option(help="Layers on the GPU, where the build has one.")] = None,
+    quantize: Annotated[
+        str | None, typer.Option(help="Convert the model to this type first (such as q4_0, q8_0); kept for next time.")
+    ] = None,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Say more on stderr.")] = False,
+) -> None:
+    """Serve a model behind an OpenAI-compatible API, and hold the targets of its classes.
+
+    Examples:
+        setpoint serve
+
+        setpoint serve model.gguf --quantize q8_0 --slots 16
+
+        setpoint serve --config setpoint.toml --host 0.0.0.0
+    """
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=logging.DEBUG if verbose else logging.INFO,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+    )
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    options = {
+        "engine": {
+            "model": model,
+            "slots": slots,
+            "context_tokens": context,
+            "kv_tokens": kv_tokens,
+            "step_tokens_max": step_tokens,
+            "threads": threads,
+            "gpu_layers": gpu_layers,
+            "quantize": quantize,
+        },
+        "server": {"host": host, "port": port},
+    }
+    settings = read_settings(config, options, strategy)
+    run(settings)
+
+
+def read_settings(config: Path | None, options: Mapping[str, Mapping[str, Any]], strategy: str | None) -> Settings:
+    """Return the settings of the file with the options over them; an option that is `None` was not given.
+
+    Without `config`, ./setpoint.toml is read where there is one. Raises ConfigError with the place of every fault.
+    """
+    path = config or (DEFAULT_CONFIG if DEFAULT_CONFIG.exists() else None)
+    table: dict[str, Any] = {} if path is None else _read_toml(path)
+    for name, values in options.items():
+        given = {key: value for key, value in values.items() if value is not None}
+        if given:
+            section = table.get(name, {})
+            table[name] = {**section, **given} if isinstance(section, dict) else section
+    if strategy is not None:
+        section = table.get("strategy", {})
+        same = isinstance(section, dict) and section.get("name", "slack") == strategy
+        # the options of another strategy would mean nothing to this one
+        table["strategy"] = section if same else {"name": strategy}
+    try:
+        return parse_settings(table, strategies=STRATEGIES)
+    except ConfigError as error:
+        place = "the options" if path is None else str(path)
+        raise ConfigError(f"{place}: {error.message}", hint=error.hint) from error
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"there is no file {path}", hint="leave --config out to serve with the defaults") from error
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}", hint="check its permissions") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not UTF-8 text", hint="save it as UTF-8") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is not TOML: {error}", hint="docs/config.md shows a whole file") from error
+
+
+class LoadedEngine(NamedTuple):
+    """A model in memory with the executor over it, and the name that it was asked for by."""
+
+    name: str
+    model: Model
+    executor: LlamaExecutor
+
+
+def load_engine(engine: EngineSettings) -> LoadedEngine:
+    """Load the model (found, and quantized if asked for) and build an executor over it; the caller closes both."""
+    source = resolve_model(engine.model)
+    path = source if engine.quantize is None else quantized_model(source, engine.quantize)
+    model = Model(path, gpu_layers=engine.gpu_layers or 0)
+    sizes: dict[str, Any] = {
+        "slots": engine.slots,
+        "kv_tokens": engine.kv_tokens,
+        "prefix_tokens": engine.prefix_tokens,
+        "step_tokens_max": engine.step_tokens_max,
+        "context_tokens_max": engine.context_tokens,
+        "threads": engine.threads,
+    }
+    try:
+        executor = LlamaExecutor(model, **{name: size for name, size in sizes.items() if size is not None})
+    except SetpointError:
+        model.close()
+        raise
+    return LoadedEngine(source.stem, model, executor)
+
+
+def _step_time(settings: EngineSettings, executor: LlamaExecutor, key: str) -> StepTimeModel:
+    """Return the fitted model that the settings name, if it fits this engine, else one from the first steps."""
+    warm = warm_up(executor, time.monotonic, key=key)
+    if settings.step_time_file is None:
+        return warm
+    try:
+        kept = decode_step_time(Path(settings.step_time_file).read_bytes())
+    except OSError as error:
+        raise ConfigError(f"engine.step_time_file: cannot read {settings.step_time_file}: {error.strerror}") from error
+    if kept.key == key:
+        return kept
+    log.warning("%s was fitted to %s, not to %s: learning anew", settings.step_time_file, kept.key, key)
+    return warm
+
+
+def run(settings: Settings) -> None:
+    """Serve until a signal ends it."""
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    strategy = make_strategy(settings.strategy.name, **settings.strategy.options)
+    listener = open_listener(settings.server)
+    name, model, executor = load_engine(settings.engine)
+    with model, closing(executor):
+        step_time = LearnedStepTime(_step_time(settings.engine, executor, model.path.stem))
+        machine = ReplicaMachine(strategy, settings.classes, executor.capacity, step_time)
+        # nothing of what was loaded is ever garbage: the collector need not look at it again
+        gc.freeze()
+        asyncio.run(_serve(settings, LoadedEngine(name, model, executor), machine, listener))
+    log.info("stopped")
+
+
+async def _serve(settings: Settings, loaded: LoadedEngine, machine: ReplicaMachine, listener: socket.socket) -> None:
+    model, executor = loaded.model, loaded.executor
+    name = settings.server.model_name or loaded.name
+    telemetry = Telemetry(name, list(settings.classes))
+    driver = Driver(
+        handle=machine.handle,
+        executor=executor,
+        text_stream=lambda generation: TextStream(model, generation.stop),
+        observer=telemetry,
+        requests_max=settings.server.requests_max,
+    )
+    context_tokens = executor.capacity.context_tokens_max
+    engine = EmbeddedEngine(model, driver, model_name=name, context_tokens=context_tokens)
+    app = build_app(engine, settings, telemetry)
+
+    def announce() -> None:
+        host, port = listener.getsockname()[:2]
+        if settings.server.host not in LOOPBACK and not settings.keys:
+            log.warning("anyone who reaches %s may use this server: set API keys under [keys]", host)
+        log.info(
+            "serving %s at http://%s:%d/v1 (strategy %s, %d slots, context %d)",
+            name,
+            f"[{host}]" if ":" in host else host,
+            port,
+            settings.strategy.name,
+            executor.capacity.slots,
+            context_tokens,
+        )
+
+    server = build_server(app, settings.server, lambda: driver.drain(settings.server.drain_timeout_s), announce)
+    async with driver:
+        await server.serve(sockets=[listener])
