@@ -122,7 +122,7 @@ class TextStream(Protocol):
     """The output text of one sequence, token by token: never half a character, never a stop string or what follows."""
 
     def push(self, token: int) -> tuple[str, bool]:
-        """Take the next token in; return the text that it makes ready (often none), and whether a stop string is met."""
+        """Take the next token in; return the text that it makes ready, if any, and whether a stop string is met."""
         ...
 
     def finish(self) -> str:

@@ -4,6 +4,7 @@ Fed by the observations of a driver, on the event loop, so that counting costs t
 finer than the field's where this project's targets lie (tens to hundreds of milliseconds).
 """
 
+from collections import Counter as Tally
 from collections.abc import Mapping, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -78,14 +79,17 @@ class Telemetry:
             (self._ttft, observation.first_tokens),
             (self._itl, observation.gaps),
         ):
+            children = {class_name: metric.labels(model, class_name) for class_name, _ in samples}
             for class_name, seconds in samples:
-                metric.labels(model, class_name).observe(seconds)
-        for class_name, _ in (*observation.first_tokens, *observation.gaps):
-            self._output.labels(model, class_name).inc()
-        for class_name in observation.preempted:
-            self._preempted.labels(model, class_name).inc()
-        for class_name in observation.relegated:
-            self._relegated.labels(model, class_name).inc()
+                children[class_name].observe(seconds)
+        outputs = (class_name for class_name, _ in (*observation.first_tokens, *observation.gaps))
+        for counter, class_names in (
+            (self._output, outputs),
+            (self._preempted, observation.preempted),
+            (self._relegated, observation.relegated),
+        ):
+            for class_name, count in Tally(class_names).items():
+                counter.labels(model, class_name).inc(count)
         for record in observation.ended:
             self._count_request(record)
         if observation.step is not None:
