@@ -1,0 +1,1 @@
+"""The embedded engine: llama.cpp, driven step by step through its C interface."""

@@ -107,7 +107,7 @@ class Context:
             ("seq_id", self._pointers),
             ("logits", self.is_output),
         ):
-            kind = dict(batch._fields_)[name]  # noqa: SLF001 - how ctypes names the fields of a struct
+            kind = dict(batch._fields_)[name]
             setattr(batch, name, ctypes.cast(array.ctypes.data, kind))
         self._batch = batch
 

@@ -5,9 +5,10 @@ the KV sequence (the slot) and the position that it belongs to. Logits are compu
 from: every decode, and the last token of a prompt. The executor decides nothing; that the plan fits is the core's duty,
 and a plan that does not is a bug and fails an assertion.
 
-*Preemption* frees the KV and keeps the tokens. Prompt and output so far then form the prompt that is prefilled again, in
-chunks as the plan says, and its last chunk yields the next new token; the state of the sampler (randomness, penalties,
-grammar) is kept, so that the output goes on as if nothing had happened. A shared prefix is not used again then.
+*Preemption* frees the KV and keeps the tokens. Prompt and output so far then form the prompt that is prefilled again,
+in chunks as the plan says, and its last chunk yields the next new token; the state of the sampler (randomness,
+penalties, grammar) is kept, so that the output goes on as if nothing had happened. A shared prefix is not used again
+then.
 
 *Prefixes* live in KV sequences above the slots, in cells that the reported capacity leaves out (`prefix`).
 """
@@ -206,7 +207,8 @@ class LlamaExecutor:
         for index, (sequence, tokens) in enumerate(chunks[decodes:], start=decodes):
             start, end = end, end + tokens
             done = sequence.computed + tokens
-            assert 0 < tokens and done <= len(sequence.tokens), "a chunk goes beyond its prompt"
+            assert tokens > 0, "a chunk is empty"
+            assert done <= len(sequence.tokens), "a chunk goes beyond its prompt"
             assert end <= len(context.token), "the plan is larger than a step may be"
             context.token[start:end] = sequence.tokens[sequence.computed : done]
             context.position[start:end] = np.arange(sequence.computed, done)

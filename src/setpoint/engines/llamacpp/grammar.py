@@ -36,7 +36,6 @@ class Grammar:
                 hint="llama.cpp's grammars/README.md explains GBNF",
                 param="grammar",
             )
-        self._all: npt.NDArray[Any] | None = None
         self._one = np.zeros(1, dtype=_token_data)
 
     def is_allowed(self, token: int) -> bool:
@@ -45,14 +44,13 @@ class Grammar:
         self._apply(self._one)
         return bool(self._one["logit"][0] == 0.0)
 
-    def restrict(self, row: npt.NDArray[np.float32]) -> None:
-        """Set the logits `row` of all tokens that may not come next to minus infinity."""
-        if self._all is None:
-            self._all = np.zeros(self._vocabulary, dtype=_token_data)
-            self._all["id"] = np.arange(self._vocabulary)
-        self._all["logit"] = row
-        self._apply(self._all)
-        row[:] = self._all["logit"]
+    def restrict(self, row: npt.NDArray[np.float32], ids: npt.NDArray[np.intp] | None = None) -> None:
+        """Set the logits `row` of tokens that may not come next to minus infinity; look only at `ids` when given."""
+        data = np.zeros(self._vocabulary if ids is None else len(ids), dtype=_token_data)
+        data["id"] = np.arange(self._vocabulary) if ids is None else ids
+        data["logit"] = row if ids is None else row[ids]
+        self._apply(data)
+        row[slice(None) if ids is None else ids] = data["logit"]
 
     def accept(self, token: int) -> None:
         """Move on over `token`, which must be allowed."""

@@ -8,7 +8,7 @@ its special tokens parsed (`chat.ChatTemplate`).
 import ctypes
 import os
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import msgspec
 
@@ -69,7 +69,7 @@ class Model:
             raise ModelError(f"{path} is not a decoder-only text model", hint="choose a model that generates text")
         self.end_tokens = frozenset(t for t in range(self.info.vocabulary) if c.llama_vocab_is_eog(self._vocab, t))
 
-    def __enter__(self) -> "Model":
+    def __enter__(self) -> Self:
         """Return the model itself."""
         return self
 
@@ -144,7 +144,7 @@ class Model:
         room = _PIECE_BYTES
         while True:
             buffer = ctypes.create_string_buffer(room)
-            length = int(self.native.c.llama_token_to_piece(self._vocab, token, buffer, room, 0, False))  # noqa: FBT003
+            length = int(self.native.c.llama_token_to_piece(self._vocab, token, buffer, room, 0, False))
             if length >= 0:
                 return buffer.raw[:length]
             room = -length

@@ -112,7 +112,8 @@ class Native:
         try:
             self.c: Any = ctypes.CDLL(str(library))
         except OSError as error:
-            raise ConfigError(f"cannot open libllama at {library}: {error}", hint=INSTALL_HINT) from error
+            hint = "install the system package libgomp1" if "libgomp" in str(error) else INSTALL_HINT
+            raise ConfigError(f"cannot open libllama at {library}: {error}", hint=hint) from error
         self._declare()
         check_layout(self.c, layout, provider=provider)
         self._callback = _log_callback(self._log)
@@ -149,8 +150,8 @@ class Native:
             function.restype, function.argtypes = restype, argtypes
         if missing:
             raise ConfigError(
-                f"{self.library} is not a libllama that we can drive: it lacks {', '.join(missing[:5])}"
-                + (f" and {len(missing) - 5} more" if len(missing) > 5 else ""),
+                f"{self.library} is not a libllama that we can drive: {len(missing)} functions are missing, "
+                f"such as {', '.join(missing[:5])}",
                 hint=INSTALL_HINT,
             )
 
@@ -194,7 +195,7 @@ def _size_evidence(c: Any, function: str, structure: type[ctypes.Structure]) -> 
         return []
     room, mark = 4096, 0xA5
     buffer = (ctypes.c_ubyte * room)(*[mark] * room)
-    ctypes.CFUNCTYPE(None, _pointer)(ctypes.cast(getattr(c, function), _pointer).value)(ctypes.addressof(buffer))
+    ctypes.CFUNCTYPE(None, _pointer)(_address(c, function))(ctypes.addressof(buffer))
     written = max((index + 1 for index in range(room) if buffer[index] != mark), default=0)
     size, padding = ctypes.sizeof(structure), ctypes.alignment(structure)
     if size - padding < written <= size:
@@ -206,13 +207,16 @@ def _value_evidence(c: Any, function: str, structure: type[ctypes.Structure]) ->
     class Guarded(ctypes.Structure):
         _fields_ = (("params", structure), ("guard", ctypes.c_ubyte * 1024))
 
-    address = ctypes.cast(getattr(c, function), _pointer).value
-    params: Any = ctypes.CFUNCTYPE(Guarded)(address)().params  # type: ignore[arg-type]
+    params: Any = ctypes.CFUNCTYPE(Guarded)(_address(c, function))().params
     return [
         f"{function} says {name} = {getattr(params, name, None)!r}, not {expected!r}"
         for name, expected in _PLAUSIBLE[function].items()
         if getattr(params, name, None) != expected
     ]
+
+
+def _address(c: Any, function: str) -> int:  # noqa: ANN401
+    return ctypes.cast(getattr(c, function), _pointer).value or 0
 
 
 _opened: dict[str, Native] = {}
@@ -268,7 +272,8 @@ def _open_llama_cpp_python() -> Native:
     except Exception as error:  # its module body opens a shared library and may fail in many ways
         raise EngineError(f"llama-cpp-python does not start: {error}", hint=INSTALL_HINT) from error
     version = importlib.metadata.version("llama-cpp-python")
-    return Native(Path(module._lib._name), layout_of_module(module), provider="llama-cpp-python", version=version)  # noqa: SLF001
+    library = Path(module._lib._name)  # noqa: SLF001 - it offers no other way to learn which library it opened
+    return Native(library, layout_of_module(module), provider="llama-cpp-python", version=version)
 
 
 def _open_path(name: str) -> Native:

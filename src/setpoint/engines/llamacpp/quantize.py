@@ -1,9 +1,9 @@
 """Another number format for a model, made at load and kept.
 
 On processors without special matrix units the format decides how well batches pay: llama.cpp repacks Q4_0 so that one
-pass over the weights serves many sequences, and has nothing of the kind for Q4_1. The conversion is the reference one of
-the `gguf` package (dequantize, then quantize), so it is the same whichever library runs the model. Going from one 4-bit
-format to another loses quality twice; `docs` and the planner say how much on the user's own prompts.
+pass over the weights serves many sequences, and has nothing of the kind for Q4_1. The conversion is the reference one
+of the `gguf` package (dequantize, then quantize), so it is the same whichever library runs the model. Going from one
+4-bit format to another loses quality twice; `docs` and the planner say how much on the user's own prompts.
 """
 
 import hashlib
@@ -116,7 +116,8 @@ def _data(tensor: Any, wanted: "GGMLQuantizationType") -> "np.ndarray[Any, Any]"
 
     if tensor.tensor_type == wanted:
         return np.asarray(tensor.data)
-    return quants.quantize(quants.dequantize(tensor.data, tensor.tensor_type), wanted)
+    converted: np.ndarray[Any, Any] = quants.quantize(quants.dequantize(tensor.data, tensor.tensor_type), wanted)
+    return converted
 
 
 def _copy_metadata(reader: "GGUFReader", writer: "GGUFWriter", form: str) -> None:

@@ -7,11 +7,12 @@ every token; here everything runs over the logits where llama.cpp left them, in 
 - greedy is an argmax;
 - a draw from the whole distribution needs no order at all: sums of blocks of 256 weights find the block, a running sum
   within it finds the token;
-- top-k and top-p need only the largest weights. Thresholds that fall in stages find a superset of them which is *proved*
-  to hold the answer (it has k members, or the mass p), and only that is sorted. So the result is exact.
+- top-k and top-p need only the largest weights. Thresholds that fall in stages find a superset of them which is
+  *proved* to hold the answer (it has k members, or the mass p), and only that is sorted. So the result is exact.
 
-A grammar is asked about the drawn token first (one token is cheap to check); when it objects, all tokens are masked and
-the draw is repeated. That is rejection sampling with one restart, so the distribution is that of masking first.
+A grammar is asked about the drawn token first, as one token is cheap to check; when it objects, the likeliest tokens
+are masked and the draw is repeated, and only then the whole vocabulary. A masked token never was a candidate, so (but
+for top-p and top-k, which count what is left) the distribution is that of masking first.
 
 Log-probabilities are those of the model: before bias, penalties, temperature and truncation.
 """
@@ -33,6 +34,7 @@ Ids = npt.NDArray[np.intp]
 
 _BLOCK: Final = 256
 _STAGES: Final = (1e-2, 1e-4, 1e-7, 0.0)
+_CHECKED_FIRST: Final = 256
 LOGPROBS_MAX: Final = 20
 BIASES_MAX: Final = 1024
 
@@ -119,19 +121,14 @@ class Sampler:
         self.is_plain = sampling.temperature == 0.0 and not self._is_edited
 
     def sample(self, row: Floats) -> int:
-        """Return the next token by the logits `row`, shape (vocabulary,), which are overwritten; -1 if none is allowed."""
+        """Return the next token by the logits `row`, which are overwritten; -1 when the grammar allows none."""
         if self.is_plain:
             return greedy(row)
         if self._is_edited:
             self._edit(row)
-        token = self._draw(row)
-        if self._grammar is not None:
-            if not self._grammar.is_allowed(token):
-                self._grammar.restrict(row)
-                if row.max() == -np.inf:
-                    return -1
-                token = self._draw(row)
-            self._grammar.accept(token)
+        token = self._draw(row) if self._grammar is None else self._draw_allowed(row, self._grammar)
+        if token < 0:
+            return token
         if len(self._counts):
             self._counts[token] += 1
         if len(self._is_seen):
@@ -154,6 +151,19 @@ class Sampler:
             )
         if sampling.is_eos_ignored:
             row[self._ends] = -np.inf
+
+    def _draw_allowed(self, row: Floats, grammar: Grammar) -> int:
+        token = self._draw(row)
+        if not grammar.is_allowed(token):
+            grammar.restrict(row, likeliest(row, min(_CHECKED_FIRST, len(row))))
+            token = self._draw(row)
+        if not grammar.is_allowed(token):
+            grammar.restrict(row)
+            if row.max() == -np.inf:
+                return -1
+            token = self._draw(row)
+        grammar.accept(token)
+        return token
 
     def _draw(self, row: Floats) -> int:
         sampling = self.sampling

