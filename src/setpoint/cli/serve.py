@@ -11,13 +11,15 @@ import socket
 import sys
 import time
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import typer
 
+from setpoint.cli.step_times import load_step_time, step_time_key
 from setpoint.core.replica import ReplicaMachine
 from setpoint.core.strategies import STRATEGIES, make_strategy
 from setpoint.engines.driver import Driver
@@ -167,10 +169,10 @@ def load_engine(engine: EngineSettings) -> LoadedEngine:
 
 
 def _step_time(settings: EngineSettings, executor: LlamaExecutor, key: str) -> StepTimeModel:
-    """Return the fitted model that the settings name, if it fits this engine, else one from the first steps."""
+    """Return the model that the settings name, or that was kept, if it fits this engine; else one from warm-up."""
     warm = warm_up(executor, time.monotonic, key=key)
     if settings.step_time_file is None:
-        return warm
+        return load_step_time(key) or warm
     try:
         kept = decode_step_time(Path(settings.step_time_file).read_bytes())
     except OSError as error:
@@ -188,12 +190,23 @@ def run(settings: Settings) -> None:
     listener = open_listener(settings.server)
     name, model, executor = load_engine(settings.engine)
     with model, closing(executor):
-        step_time = LearnedStepTime(_step_time(settings.engine, executor, model.path.stem))
+        step_time = LearnedStepTime(_step_time(settings.engine, executor, step_time_key(executor)))
         machine = ReplicaMachine(strategy, settings.classes, executor.capacity, step_time)
         # nothing of what was loaded is ever garbage: the collector need not look at it again
         gc.freeze()
-        asyncio.run(_serve(settings, LoadedEngine(name, model, executor), machine, listener))
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            runner.run(_serve(settings, LoadedEngine(name, model, executor), machine, listener))
     log.info("stopped")
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """Return uvloop's, where it is installed: tokens then cost less of the processor that the engine needs."""
+    try:
+        uvloop = import_module("uvloop")
+    except ImportError:
+        return None
+    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
+    return factory
 
 
 async def _serve(settings: Settings, loaded: LoadedEngine, machine: ReplicaMachine, listener: socket.socket) -> None:
