@@ -1,0 +1,76 @@
+"""The files of a result: `result.json`, `setpoint.toml`, `curve.svg`, `report.html`."""
+
+from pathlib import Path
+
+import tomli_w
+
+from setpoint.cli.tuning.page import make_report, panels
+from setpoint.cli.tuning.run import Asked
+from setpoint.cli.tuning.words import main_target, targets_of, verdict
+from setpoint.dashboard.chart import draw
+from setpoint.dashboard.report import render
+from setpoint.errors import ConfigError
+from setpoint.model import ServiceClass
+from setpoint.planner.result import Tuning, encode
+from setpoint.planner.trial import scaled
+from setpoint.settings import settings_table
+
+
+def write_outputs(result: Tuning, asked: Asked, folder: Path) -> list[Path]:
+    """Write all files into `folder` and return them; raises ConfigError when that is not possible.
+
+    Without a recommendation there is no `setpoint.toml`, and an older one is left as it is.
+    """
+    svg = draw(panels(result), caption=f"{result.model.file} on {result.machine.processor}; {verdict(result)}")
+    toml = settings_text(result, asked)
+    texts = {
+        "result.json": encode(result).decode() + "\n",
+        "curve.svg": '<?xml version="1.0" encoding="utf-8"?>\n' + svg,
+        "report.html": render(make_report(result, svg, toml or "")),
+    }
+    if toml is not None:
+        texts["setpoint.toml"] = toml
+    try:
+        for name, text in texts.items():
+            (folder / name).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"cannot write to {folder}: {error.strerror}", hint="choose another with --out") from error
+    return [folder / name for name in texts]
+
+
+def settings_text(result: Tuning, asked: Asked) -> str | None:
+    """Return the `setpoint.toml` of the chosen point, or `None` when nothing was chosen.
+
+    Where only looser targets held, the file holds those: a promise that is kept beats one that is not.
+    """
+    if result.point is None or result.choice is None:
+        return None
+    classes = dict(asked.classes)
+    if not result.choice.is_met:
+        classes[result.target] = _loosened(classes[result.target], result.choice.factor)
+    settings = result.point.settings(classes, result.target, result.step_time.file)
+    target = main_target(result)
+    promise = "" if target is None else targets_of(target, result.choice.factor)
+    head = [
+        f"# {verdict(result)}",
+        f"# Measured {result.started_at} by setpoint {result.version}: {result.command}",
+        f"# {result.model.file}, {result.machine.processor}, {result.machine.cores} cores, {result.machine.engine}",
+        f"# The class {result.target} is promised {promise}.",
+        "# Serve it: setpoint serve --config setpoint.toml",
+        "",
+    ]
+    return "\n".join(head) + "\n" + tomli_w.dumps(settings_table(settings))
+
+
+def _loosened(service_class: ServiceClass, factor: float) -> ServiceClass:
+    changed = scaled(service_class.slo, factor)
+    return ServiceClass(
+        name=service_class.name,
+        slo=changed,
+        band=service_class.band,
+        weight=service_class.weight,
+        is_harvest=service_class.is_harvest,
+        late=service_class.late,
+        queue_max=service_class.queue_max,
+        wait_max_s=service_class.wait_max_s,
+    )

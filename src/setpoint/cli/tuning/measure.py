@@ -1,0 +1,105 @@
+"""Measuring one strategy: a server of its own, and open-loop trials at the rates that the search asks for."""
+
+import contextlib
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+
+from setpoint.loadgen.client import RunOptions
+from setpoint.loadgen.process import Snapshot, measure_in_process
+from setpoint.loadgen.prompts import Lexicon
+from setpoint.loadgen.run import Run
+from setpoint.loadgen.target import EndpointTarget
+from setpoint.metrics import RequestRecord, summarize
+from setpoint.model import ServiceClass
+from setpoint.planner.demand import Demand
+from setpoint.planner.predict import plan_of
+from setpoint.planner.trial import Trial, make_trial
+
+WARMUP_RATIO, WARMUP_MIN_S = 0.1, 1.0
+TAIL_RATIO, TAIL_MIN_S = 0.5, 8.0
+FLOODED_RATIO = 6.0
+HEALTH_SHARE = 0.05
+"""A client that is late by less than this share of the TTFT target is good enough: the error is on the safe side."""
+
+
+class Stage(msgspec.Struct, frozen=True, kw_only=True):
+    """What is the same for all trials of a run. `slots`: of the server, against which a flood is judged."""
+
+    demand: Demand
+    classes: Mapping[str, ServiceClass]
+    lexicon: Lexicon
+    slots: int
+    seed: int
+
+
+@contextlib.contextmanager
+def scratch() -> Iterator[Path]:
+    """Yield a folder for settings and logs, gone afterwards."""
+    with tempfile.TemporaryDirectory(prefix="setpoint-tune-") as folder:
+        yield Path(folder)
+
+
+def run_trial(  # noqa: PLR0913 - the trial, and who looks on
+    stage: Stage,
+    url: str,
+    *,
+    strategy: str,
+    rate_rps: float,
+    window_s: float,
+    draws: int,
+    tick: Callable[[], None],
+) -> tuple[Trial | None, bool]:
+    """Measure one trial; return it (`None` when nothing can be said) and whether Ctrl-C has ended it."""
+    warmup = max(WARMUP_MIN_S, WARMUP_RATIO * window_s)
+    whole = warmup + window_s
+    tail = max(TAIL_MIN_S, TAIL_RATIO * window_s)
+    # the same draws at every rate of a strategy and for every strategy; a repeated rate gets fresh ones
+    seed = stage.seed + draws
+    plan = plan_of(stage.demand, rate_rps, seed, whole + tail)
+    target = EndpointTarget(url=url, engine="setpoint", is_length_forced=True)
+
+    def watch(snapshot: Snapshot) -> str | None:
+        tick()
+        if snapshot.in_flight > FLOODED_RATIO * stage.slots:
+            return "flooded"
+        return "time" if snapshot.elapsed_s > whole + tail else None
+
+    options = RunOptions(window_s=whole, connections=8, seed=seed)
+    run = measure_in_process(target, plan, options, lexicon=stage.lexicon, on_progress=watch)
+    return _to_trial(stage, run, strategy, rate_rps, seed, (warmup, whole)), run.is_partial
+
+
+def _to_trial(
+    stage: Stage, run: Run, strategy: str, rate_rps: float, seed: int, inside: tuple[float, float]
+) -> Trial | None:
+    start, end = run.start_at + inside[0], run.start_at + inside[1]
+    if run.is_partial:
+        # what was in flight at Ctrl-C says nothing, and what came after it was never sent
+        cut = [one.scheduled_at for one in run.records if one.error in ("cancelled", "unsent")]
+        end = min([end, *cut])
+    elif run.stopped_by == "flooded":
+        end = min(end, max((one.scheduled_at for one in run.records if one.sent_at is not None), default=end))
+    due = _due(run.records, start, end)
+    if not due or end <= start:
+        return None
+    slos = {name: one.slo for name, one in stage.classes.items()}
+    limits = [slo.ttft_s for slo in slos.values() if slo.ttft_s is not None]
+    health = run.health(ttft_limit_s=min(limits, default=0.2) * HEALTH_SHARE * 100.0)
+    return make_trial(
+        summarize(run.records, slos, window=(start, end)),
+        due,
+        stage.classes,
+        strategy=strategy,
+        rate_rps=rate_rps,
+        seed=seed,
+        faults=health.faults,
+        is_cut=run.is_partial,
+    )
+
+
+def _due(records: Sequence[RequestRecord], start: float, end: float) -> list[RequestRecord]:
+    inside = [record for record in records if start <= record.scheduled_at < end]
+    return sorted(inside, key=lambda record: record.scheduled_at)
