@@ -14,6 +14,9 @@ from setpoint.units import Instant, Tokens
 
 Miss = Literal["failed", "ttft", "tpot", "pace", "e2e"]
 
+ALL_CLASSES = "*"
+"""Stands for every class."""
+
 ROUNDING_S = 1e-9
 """Instants are sums of floats: a deadline met exactly must not be missed by the last bit."""
 
@@ -40,13 +43,18 @@ def met(record: RequestRecord, slo: Slo) -> bool:
     return not misses(record, slo)
 
 
+def is_good(record: RequestRecord, slos: Mapping[str, Slo]) -> bool:
+    """Tell whether the request met the SLO of its class, or of all classes (`*`), or merely succeeded without one."""
+    slo = slos.get(record.class_name, slos.get(ALL_CLASSES))
+    return not record.is_failed if slo is None else met(record, slo)
+
+
 def count_met(records: Iterable[RequestRecord], slos: Mapping[str, Slo]) -> tuple[int, int]:
-    """Return (requests that met the SLO of their class, requests); a class without an SLO only has to succeed."""
+    """Return (requests that met the SLO of their class, requests)."""
     good = total = 0
     for record in records:
-        slo = slos.get(record.class_name)
         total += 1
-        good += (not record.is_failed) if slo is None else met(record, slo)
+        good += is_good(record, slos)
     return good, total
 
 

@@ -13,7 +13,7 @@ import msgspec
 
 from setpoint.metrics.binomial import share_interval
 from setpoint.metrics.histogram import Histogram
-from setpoint.metrics.judge import met
+from setpoint.metrics.judge import ALL_CLASSES, is_good
 from setpoint.metrics.quantile import BATCHES_MAX, Quantile, binomial_ranks, effective_size, estimate
 from setpoint.metrics.stationarity import Overload, Warmup, little_error, mser5, overload
 from setpoint.metrics.timeline import RequestRecord
@@ -21,7 +21,6 @@ from setpoint.model import Slo
 
 QUANTILES = (0.5, 0.9, 0.95, 0.99, 0.999)
 LATENCIES = ("ttft", "ttft_wire", "tpot", "e2e", "queue", "dispatch_lag")
-ALL_CLASSES = "*"
 
 
 class Latency(msgspec.Struct, frozen=True, kw_only=True):
@@ -196,7 +195,7 @@ def _of_class(
     latencies = {which: latency(due, which, quantiles, confidence) for which in LATENCIES}
     latencies["itl"] = _gaps(due, "itl", quantiles, confidence)
     latencies["event_gap"] = _gaps(due, "event_gap", quantiles, confidence)
-    flags = [_is_good(record, slos) for record in due]
+    flags = [float(is_good(record, slos)) for record in due]
     return ClassSummary(
         class_name=name,
         requests=len(due),
@@ -207,11 +206,6 @@ def _of_class(
         offered_rps=len(due) / span,
         latencies=latencies,
     )
-
-
-def _is_good(record: RequestRecord, slos: Mapping[str, Slo]) -> float:
-    slo = slos.get(record.class_name)
-    return float(not record.is_failed if slo is None else met(record, slo))
 
 
 def share(flags: Sequence[float], confidence: float = 0.95) -> Share:
