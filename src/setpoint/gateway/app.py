@@ -173,7 +173,7 @@ def build_app(engine: ServedEngine, settings: Settings, telemetry: Telemetry) ->
     keyring = Keyring(settings.keys)
 
     def route(path: str, method: str, handler: Handler, ring: Keyring | None = keyring) -> Route:
-        return Route(path, Endpoint(handler, ring, settings.server, telemetry), methods=[method])
+        return Route(path, Endpoint(path, handler, ring, settings.server, telemetry), methods=[method])
 
     routes = [
         route("/v1/chat/completions", "POST", api.chat),

@@ -28,8 +28,11 @@ Handler = Callable[[Request, bytes, ApiKey | None], Awaitable[Response]]
 class Endpoint:
     """One route as an ASGI application."""
 
-    def __init__(self, handler: Handler, keyring: Keyring | None, limits: ServerSettings, telemetry: Telemetry) -> None:
-        """Serve `handler`, behind the keys of `keyring` unless it is `None`."""
+    def __init__(
+        self, path: str, handler: Handler, keyring: Keyring | None, limits: ServerSettings, telemetry: Telemetry
+    ) -> None:
+        """Serve `handler` at the path template `path`, behind the keys of `keyring` unless it is `None`."""
+        self._path = path
         self._handler = handler
         self._keyring = keyring
         self._limits = limits
@@ -71,7 +74,7 @@ class Endpoint:
 
     async def _send(self, response: Response, request: Request, send: Send) -> None:
         response.headers["x-request-id"] = _request_id(request)
-        self._telemetry.count_response(request.scope["path"], response.status_code)
+        self._telemetry.count_response(self._path, response.status_code)
         await response(request.scope, request.receive, send)
 
 
