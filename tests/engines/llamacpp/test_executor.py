@@ -18,7 +18,7 @@ QUESTIONS = ("Name three fruits.", "Write a haiku.", "What is the capital of Fra
 
 @pytest.fixture
 def executor(model: Model) -> Iterator[LlamaExecutor]:
-    """An executor that must hold no KV and no request when a test is over, but for stored prefixes."""
+    """Yield an executor that must hold no request, no KV and no pin when a test is over."""
     made = LlamaExecutor(model, slots=4, kv_tokens=2048, step_tokens_max=128, prefixes=2, prefix_tokens=512)
     yield made
     assert made._sequences == {}

@@ -40,9 +40,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
 class Model:
     """A model in memory. Free it with `close()`, or use it in a `with` statement."""
 
-    def __init__(
-        self, path: Path, *, native: Native | None = None, gpu_layers: int = 0, is_vocabulary_only: bool = False
-    ) -> None:
+    def __init__(self, path: Path, *, native: Native | None = None, gpu_layers: int = 0) -> None:
         """Load the GGUF file at `path`, with `gpu_layers` of it on a GPU (-1: all, where the build has one).
 
         Raises ModelError when the file is missing, is no GGUF, is broken, or needs more memory than there is.
@@ -50,11 +48,10 @@ class Model:
         self.native = native or open_native()
         self.path = path
         self._pieces: dict[int, bytes] = {}
-        _check_file(path, memory_share=0 if gpu_layers or is_vocabulary_only else 1)
+        _check_file(path, is_in_memory=not gpu_layers)
         c = self.native.c
         params: Any = c.llama_model_default_params()
         params.n_gpu_layers = gpu_layers
-        params.vocab_only = is_vocabulary_only
         self.native.last_errors()
         self.handle: int | None = c.llama_model_load_from_file(os.fsencode(path), params)
         if not self.handle:
@@ -185,7 +182,7 @@ def memory_available() -> int | None:
     return None
 
 
-def _check_file(path: Path, *, memory_share: int) -> None:
+def _check_file(path: Path, *, is_in_memory: bool) -> None:
     if path.is_dir():
         raise ModelError(f"{path} is a directory", hint="name the .gguf file in it")
     try:
@@ -201,7 +198,7 @@ def _check_file(path: Path, *, memory_share: int) -> None:
     if magic != _MAGIC:
         raise ModelError(f"{path} is not a GGUF file", hint="convert it with llama.cpp's convert_hf_to_gguf.py")
     available = memory_available()
-    if memory_share and available is not None and size > available:
+    if is_in_memory and available is not None and size > available:
         raise ModelError(
             f"{path} needs {size / 2**30:.1f} GiB of memory and {available / 2**30:.1f} GiB are free",
             hint="choose a smaller model or a smaller quantization of it",
