@@ -68,6 +68,7 @@ class Setting:
     gaps: Gaps
     backlog: Sequence[Arrival]
     seed: int
+    lengths: tuple[LogNormal, LogNormal] = CHAT_LENGTHS
 
     @property
     def slo(self) -> Slo:
@@ -76,7 +77,7 @@ class Setting:
 
     def chat(self, rate: float, seconds: float) -> list[Arrival]:
         """Return the chat arrivals of one run; the same draws at every rate."""
-        prompt, output = CHAT_LENGTHS
+        prompt, output = self.lengths
         traffic = Traffic(class_name="chat", prompt=prompt, output=output, gaps=self.gaps)
         plan = plan_traffic([traffic], Steady(rate), partial(seeds.stream, self.seed), duration_s=seconds)
         return arrivals_of(plan, CHAT_OUTPUT_MAX)
@@ -87,19 +88,27 @@ class Rung(msgspec.Struct, frozen=True):
 
     rate: float
     attainment: float
+    ttft_attainment: float
     requests: int
     ttft_p95_s: float
     tpot_p95_s: float
     batch_tokens_per_s: float
 
 
-def setting(slo: Slo, *, seed: int, gaps: Gaps = POISSON, has_backlog: bool = True) -> Setting:
+def setting(
+    slo: Slo,
+    *,
+    seed: int,
+    gaps: Gaps = POISSON,
+    has_backlog: bool = True,
+    lengths: tuple[LogNormal, LogNormal] = CHAT_LENGTHS,
+) -> Setting:
     """Return the experiment with these chat targets."""
     chat = ServiceClass(name="chat", slo=slo, band=1, wait_max_s=None, queue_max=100_000)
     prompt, output = BATCH_LENGTHS
     traffic = Traffic(class_name="batch", prompt=prompt, output=output)
     plan = plan_traffic([traffic], Steady(1.0), partial(seeds.stream, seed), count=400) if has_backlog else []
-    return Setting({"chat": chat, "batch": PRESETS["batch"]}, gaps, arrivals_of(plan, BATCH_OUTPUT_MAX), seed)
+    return Setting({"chat": chat, "batch": PRESETS["batch"]}, gaps, arrivals_of(plan, BATCH_OUTPUT_MAX), seed, lengths)
 
 
 def scaled_slo(model: StepTimeModel) -> Slo:
@@ -109,6 +118,24 @@ def scaled_slo(model: StepTimeModel) -> Slo:
     ttft_s = TTFT_TIMES * alone.seconds(0, 0, prompt, prompt * prompt / 2, 1)
     tpot_s = TPOT_TIMES * alone.seconds(1, prompt)
     return Slo(percentile=PROMISED, ttft_s=Seconds(ttft_s), tpot_s=Seconds(tpot_s))
+
+
+def bound(bench: Bench, experiment: Setting, seconds: float) -> float:
+    """Return the chat requests per second that the engine completes when all of them wait from the start."""
+    chat = list(experiment.chat(1000.0, seconds))[: int(40 * seconds)]
+    best = 0.0
+    for budget in (128, 512):
+        run = bench.run("continuous", {"token_budget": budget}, experiment.classes, chat, until_s=seconds)
+        tokens = run.output_tokens.get("chat", 0) + run.prompt_tokens.get("chat", 0)
+        mean = sum(a.request.prompt_tokens + a.output_tokens for a in chat) / len(chat)
+        best = max(best, tokens / mean / run.seconds)
+    return best
+
+
+def targets(slo: Slo) -> str:
+    """Return the targets for people."""
+    parts = [f"{name} {1e3 * value:.0f} ms" for name, value in (("TTFT", slo.ttft_s), ("TPOT", slo.tpot_s)) if value]
+    return ", ".join(parts)
 
 
 def rung(rate: float, records: Sequence[RequestRecord], experiment: Setting, seconds: float, batch: float) -> Rung:
@@ -123,6 +150,7 @@ def rung(rate: float, records: Sequence[RequestRecord], experiment: Setting, sec
     return Rung(
         rate=rate,
         attainment=sum(met(r, slo) for r in judged) / max(1, len(judged)),
+        ttft_attainment=sum(t <= (slo.ttft_s or never) for t in ttft) / max(1, len(judged)),
         requests=len(judged),
         ttft_p95_s=rank_quantile(ttft, 0.95) if ttft else never,
         tpot_p95_s=rank_quantile(tpot, 0.95) if tpot else never,
@@ -204,12 +232,14 @@ def climb(
     return rungs
 
 
-def capacity_of(rungs: Sequence[Rung], promised: float = PROMISED) -> float:
+def capacity_of(rungs: Sequence[Rung], promised: float = PROMISED, *, which: str = "attainment") -> float:
     """Return the rate at which attainment crosses `promised`: interpolated after pooling adjacent violators.
+
+    `which` names the field of a rung that is held to it.
 
     Below the lowest rung the crossing lies between it and zero, where attainment is taken to be 1.
     """
-    points = [(0.0, 1.0), *((r.rate, a) for r, a in zip(rungs, _monotone(rungs), strict=True))]
+    points = [(0.0, 1.0), *((r.rate, a) for r, a in zip(rungs, _monotone(rungs, which), strict=True))]
     for (low, above), (high, below) in pairwise(points):
         if below < promised:
             return low + (high - low) * (above - promised) / (above - below)
@@ -225,11 +255,11 @@ def batch_at(rungs: Sequence[Rung], rate: float) -> float:
     return points[0][1] if rate <= points[0][0] else points[-1][1]
 
 
-def _monotone(rungs: Sequence[Rung]) -> list[float]:
+def _monotone(rungs: Sequence[Rung], which: str) -> list[float]:
     """Return the attainments as the nearest falling sequence, each weighed by its requests."""
     blocks: list[tuple[float, int, int]] = []
     for r in rungs:
-        mean, weight, size = r.attainment, max(1, r.requests), 1
+        mean, weight, size = getattr(r, which), max(1, r.requests), 1
         while blocks and blocks[-1][0] < mean:
             last, last_weight, last_size = blocks.pop()
             mean = (mean * weight + last * last_weight) / (weight + last_weight)

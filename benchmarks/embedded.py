@@ -134,6 +134,14 @@ class Bench:
         run.model_error = step_time.mape
         return run
 
+    def run_one_by_one(self, classes: Mapping[str, ServiceClass], arrivals: Sequence[Arrival]) -> list[RequestRecord]:
+        """Serve each of `arrivals` alone on an idle engine, whatever its instant; return the records."""
+        records = []
+        for arrival in arrivals:
+            request = msgspec.structs.replace(arrival.request, arrived_at=Instant(0.0))
+            records += self.run("continuous", {}, classes, [Arrival(request, arrival.output_tokens)]).records
+        return records
+
 
 class _Loop:
     """One run: the machine, the executor, and the clock between them."""

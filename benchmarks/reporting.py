@@ -7,6 +7,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from math import isfinite
 from pathlib import Path
 
 from rich.console import Console
@@ -34,7 +35,14 @@ def arguments(
 
 def report(name: str, ratios: Mapping[str, float | None], rows: Sequence[Row], args: argparse.Namespace) -> None:
     """Print what came out: one JSON object, or tables for people."""
-    result = {"benchmark": name, "ratios": dict(ratios), "rows": rows, "machine": machine(), "command": sys.argv}
+    rows = [{key: _finite(value) for key, value in row.items()} for row in rows]
+    result = {
+        "benchmark": name,
+        "ratios": {key: _finite(value) for key, value in ratios.items()},
+        "rows": rows,
+        "machine": machine(),
+        "command": sys.argv,
+    }
     if args.json:
         sys.stdout.write(json.dumps(result) + "\n")
         return
@@ -48,6 +56,11 @@ def report(name: str, ratios: Mapping[str, float | None], rows: Sequence[Row], a
     console.print(table)
     for key, value in ratios.items():
         console.print(f"{key} = {_cell(value)}")
+
+
+def _finite(value: object) -> object:
+    """Return `value`, or `None` for an infinity, which JSON has no number for."""
+    return None if isinstance(value, float) and not isfinite(value) else value
 
 
 def _cell(value: object) -> str:

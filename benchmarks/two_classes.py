@@ -19,10 +19,12 @@ from contest import (
     Rung,
     Setting,
     batch_at,
+    bound,
     capacity_of,
     climb,
     scaled_slo,
     setting,
+    targets,
     tuned,
 )
 from embedded import Bench
@@ -40,18 +42,6 @@ def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seconds", type=float, help="length of one rung (default: 60, quick: 4)")
 
 
-def bound(bench: Bench, experiment: Setting, seconds: float) -> float:
-    """Return the chat requests per second that the engine completes when all of them wait from the start."""
-    chat = list(experiment.chat(1000.0, seconds))[: int(40 * seconds)]
-    best = 0.0
-    for budget in (128, 512):
-        run = bench.run("continuous", {"token_budget": budget}, experiment.classes, chat, until_s=seconds)
-        tokens = run.output_tokens.get("chat", 0) + run.prompt_tokens.get("chat", 0)
-        mean = sum(a.request.prompt_tokens + a.output_tokens for a in chat) / len(chat)
-        best = max(best, tokens / mean / run.seconds)
-    return best
-
-
 def batch_alone(bench: Bench, experiment: Setting, seconds: float) -> float:
     """Return the batch tokens per second without any chat."""
     run = bench.run("slack", {}, experiment.classes, [], until_s=seconds, backlog=experiment.backlog)
@@ -67,9 +57,7 @@ def main() -> None:
         slo = scaled_slo(model)
         experiment = setting(slo, seed=args.seed, gaps=Gaps(cv=3.0) if args.bursty else POISSON)
         limit = bound(bench, experiment, seconds / 2)
-        say(
-            f"bound {limit:.2f} requests/s; TTFT {1e3 * (slo.ttft_s or 0):.0f} ms, TPOT {1e3 * (slo.tpot_s or 0):.1f} ms"
-        )
+        say(f"bound {limit:.2f} requests/s; targets {targets(slo)}")
         rates = [limit * share for share in TUNED_AT]
         capacity = bench.executor.capacity
         tuning_s = 30.0 if args.quick else 200.0
