@@ -4,13 +4,18 @@ from collections.abc import Sequence
 
 from setpoint.engines.api import Generation, SampledToken, Sampling
 from setpoint.engines.llamacpp.executor import LlamaExecutor
+from setpoint.units import Tokens
 
 GREEDY = Sampling(temperature=0.0)
 
 
 def generation(prompt: Sequence[int], sampling: Sampling = GREEDY, *, prefix_tokens: int = 0) -> Generation:
     return Generation(
-        prompt=tuple(prompt), class_name="chat", output_tokens_max=64, sampling=sampling, prefix_tokens=prefix_tokens
+        prompt=tuple(prompt),
+        class_name="chat",
+        output_tokens_max=Tokens(64),
+        sampling=sampling,
+        prefix_tokens=Tokens(prefix_tokens),
     )
 
 

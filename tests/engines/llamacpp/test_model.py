@@ -40,9 +40,7 @@ def test_a_lone_surrogate_is_refused(model: Model) -> None:
 
 def test_the_chat_template_is_the_model_s_own(chat: ChatTemplate) -> None:
     text = chat.render([{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}])
-    assert text == (
-        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
-    )
+    assert text == ("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n")
     assert chat.prompt([{"role": "user", "content": "Hi"}]).count(1) == 3
 
 

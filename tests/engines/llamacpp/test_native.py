@@ -21,7 +21,7 @@ def xllamacpp() -> Native:
 
 
 def without(structure: type[ctypes.Structure], name: str) -> type[ctypes.Structure]:
-    kept = [field for field in structure._fields_ if field[0] != name]
+    kept: list[Field] = [(field[0], field[1]) for field in structure._fields_ if field[0] != name]
 
     class Shifted(ctypes.Structure):
         _fields_: ClassVar[list[Field]] = kept

@@ -44,7 +44,8 @@ def resolve_model(name: str | None = None, *, cache: Path | None = None) -> Path
     if name is None or name == STARTER:
         return starter_model(cache or models_dir())
     path = Path(name).expanduser()
-    if path.exists() or path.suffix == ".gguf" or not _HUB_ID.match(name):
+    is_file_name = path.suffix == ".gguf" and ":" not in name
+    if path.exists() or is_file_name or not _HUB_ID.match(name):
         if path.is_file():
             return path
         raise ModelError(

@@ -1,0 +1,225 @@
+"""Drawing tokens: the shortcuts give what the plain definition gives."""
+
+import collections
+import json
+import math
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.engines.llamacpp.conversation import Conversation, generation
+
+from setpoint.engines.api import Sampling
+from setpoint.engines.llamacpp.chat import ChatTemplate
+from setpoint.engines.llamacpp.executor import LlamaExecutor
+from setpoint.engines.llamacpp.model import Model
+from setpoint.engines.llamacpp.sampling import Floats, Sampler, Scratch, likeliest, log_total, survivors
+from setpoint.errors import EngineError, RequestError
+
+Ids = npt.NDArray[np.intp]
+NO_IDS: Ids = np.empty(0, dtype=np.intp)
+
+
+def sampler(sampling: Sampling, vocabulary: int = 1000, prompt: Ids = NO_IDS, ends: Ids = NO_IDS) -> Sampler:
+    return Sampler(sampling, Scratch(vocabulary), prompt=prompt, ends=ends, grammar=None)
+
+
+def logits(seed: int, vocabulary: int = 1000, spread: float = 3.0) -> Floats:
+    return (np.random.default_rng(seed).normal(size=vocabulary) * spread).astype(np.float32)
+
+
+def by_definition(weights: Floats, sampling: Sampling) -> set[int]:
+    """Min-p, then top-k, then top-p, over the whole sorted vocabulary."""
+    order = [int(i) for i in np.argsort(-weights, kind="stable") if weights[i] >= sampling.min_p]
+    order = order[: sampling.top_k or None]
+    total, kept = float(weights[order].sum(dtype=np.float64)), []
+    mass = 0.0
+    for token in order:
+        kept.append(token)
+        mass += float(weights[token])
+        if mass > sampling.top_p * total:
+            break
+    return set(kept)
+
+
+@given(
+    st.integers(0, 2**16),
+    st.integers(0, 50),
+    st.sampled_from([0.05, 0.5, 0.9, 0.999, 1.0]),
+    st.sampled_from([0.0, 0.001, 0.2]),
+    st.sampled_from([0.3, 3.0, 12.0]),
+)
+def test_the_survivors_are_those_of_the_definition(
+    seed: int, top_k: int, top_p: float, min_p: float, spread: float
+) -> None:
+    sampling = Sampling(top_k=top_k, top_p=top_p, min_p=min_p)
+    weights = Scratch(1000).weights(logits(seed, spread=spread), 1.0)
+    assert set(survivors(weights, sampling).tolist()) == by_definition(weights, sampling)
+
+
+def test_draws_follow_the_distribution() -> None:
+    row = np.array([2.0, 1.0, 0.0, -1.0, -30.0], dtype=np.float32)
+    chooser = sampler(Sampling(temperature=0.7, seed=1), vocabulary=5)
+    drawn = collections.Counter(chooser.sample(row.copy()) for _ in range(20_000))
+    weights = np.exp(row / 0.7) / np.exp(row / 0.7).sum()
+    for token in range(4):
+        assert drawn[token] / 20_000 == pytest.approx(weights[token], abs=4 * math.sqrt(0.25 / 20_000))
+    assert drawn[4] == 0
+
+
+@given(st.integers(0, 2**16), st.floats(0, 1, exclude_max=True))
+def test_a_pick_is_where_the_running_sum_passes_the_point(seed: int, point: float) -> None:
+    scratch = Scratch(1000)
+    weights = scratch.weights(logits(seed), 1.0).astype(np.float64)
+    token = scratch.pick(point)
+    running = np.cumsum(weights) / weights.sum()
+    assert running[token] >= point - 1e-6
+    assert running[token] - weights[token] / weights.sum() <= point + 1e-6
+
+
+def test_temperature_zero_is_greedy_and_needs_no_chance() -> None:
+    assert sampler(Sampling(temperature=0.0)).is_plain
+    assert sampler(Sampling(temperature=0.0)).sample(logits(1)) == int(logits(1).argmax())
+
+
+def test_the_same_seed_gives_the_same_tokens() -> None:
+    first, second, other = (sampler(Sampling(seed=seed)) for seed in (5, 5, 6))
+    drawn = [[chooser.sample(logits(i)) for i in range(50)] for chooser in (first, second, other)]
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_penalties_turn_the_choice_away_from_what_was_said() -> None:
+    row = np.array([3.0, 2.9, 2.0], dtype=np.float32)
+    for penalty in (Sampling(temperature=0.0, presence_penalty=0.5), Sampling(temperature=0.0, frequency_penalty=0.5)):
+        chooser = sampler(penalty, vocabulary=3)
+        assert [chooser.sample(row.copy()) for _ in range(2)] == [0, 1]
+    repetition = sampler(Sampling(temperature=0.0, repetition_penalty=2.0), vocabulary=3, prompt=np.array([0]))
+    assert [repetition.sample(row.copy()) for _ in range(2)] == [1, 2]
+
+
+def test_bias_forbids_and_forces() -> None:
+    row = logits(3)
+    best = int(row.argmax())
+    assert sampler(Sampling(temperature=0.0, logit_bias={best: -100.0})).sample(row.copy()) != best
+    assert sampler(Sampling(temperature=0.0, logit_bias={7: 100.0})).sample(row.copy()) == 7
+
+
+def test_an_ignored_end_is_never_drawn() -> None:
+    row = logits(4)
+    best = int(row.argmax())
+    chooser = sampler(Sampling(temperature=0.0, is_eos_ignored=True), ends=np.array([best]))
+    assert chooser.sample(row.copy()) != best
+
+
+def test_log_probabilities_sum_to_one() -> None:
+    row = logits(5)
+    assert np.exp(row.astype(np.float64) - log_total(row)).sum() == pytest.approx(1.0, abs=1e-5)
+    assert likeliest(row, 3).tolist() == np.argsort(-row)[:3].tolist()
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_logits_that_are_no_numbers_are_the_engines_fault(bad: float) -> None:
+    row = logits(6)
+    row[10] = bad
+    for temperature in (0.0, 1.0):
+        with pytest.raises(EngineError, match="finite"):
+            sampler(Sampling(temperature=temperature)).sample(row.copy())
+
+
+@pytest.mark.parametrize(
+    ("sampling", "param"),
+    [
+        (Sampling(temperature=-1.0), "temperature"),
+        (Sampling(temperature=math.nan), "temperature"),
+        (Sampling(top_p=1.5), "top_p"),
+        (Sampling(top_k=-1), "top_k"),
+        (Sampling(logprobs=21), "logprobs"),
+        (Sampling(repetition_penalty=0.0), "repetition_penalty"),
+        (Sampling(logit_bias={5000: 1.0}), "logit_bias"),
+        (Sampling(logit_bias={5: 101.0}), "logit_bias"),
+        (Sampling(grammar="root ::= 1", json_schema="{}"), "grammar"),
+    ],
+)
+def test_a_field_out_of_range_is_named(sampling: Sampling, param: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        sampler(sampling)
+    assert caught.value.param == param
+
+
+@pytest.mark.model
+class TestOnTheModel:
+    @pytest.fixture
+    def executor(self, model: Model) -> Iterator[LlamaExecutor]:
+        made = LlamaExecutor(model, slots=2, kv_tokens=1024, step_tokens_max=256, prefixes=0, prefix_tokens=0)
+        yield made
+        made.close()
+
+    def answer(self, executor: LlamaExecutor, prompt: tuple[int, ...], sampling: Sampling, tokens: int) -> str:
+        talk = Conversation(executor, 0, generation(prompt, sampling), 0)
+        talk.prefill()
+        while not talk.yielded[-1].is_end and len(talk.yielded) < tokens:
+            talk.decode(1)
+        executor.release(0)
+        return b"".join(map(executor.model.piece, talk.tokens)).decode()
+
+    def test_a_json_schema_is_followed(self, executor: LlamaExecutor, chat: ChatTemplate) -> None:
+        schema = {
+            "type": "object",
+            "properties": {
+                "name": {"type": "string", "maxLength": 12},
+                "age": {"type": "integer", "minimum": 18, "maximum": 99},
+                "colour": {"enum": ["red", "green"]},
+            },
+            "required": ["name", "age", "colour"],
+        }
+        prompt = chat.prompt([{"role": "user", "content": "Invent a person, as JSON."}])
+        for temperature in (0.0, 1.0):
+            sampling = Sampling(temperature=temperature, seed=2, json_schema=json.dumps(schema))
+            person = json.loads(self.answer(executor, prompt, sampling, 120))
+            assert set(person) == {"name", "age", "colour"}
+            assert len(person["name"]) <= 12
+            assert 18 <= person["age"] <= 99
+            assert person["colour"] in {"red", "green"}
+
+    def test_a_grammar_that_is_complete_ends_the_output(self, executor: LlamaExecutor, chat: ChatTemplate) -> None:
+        prompt = chat.prompt([{"role": "user", "content": "Yes or no?"}])
+        for is_eos_ignored in (False, True):
+            sampling = Sampling(grammar='root ::= "yes" | "no"', seed=1, is_eos_ignored=is_eos_ignored)
+            assert self.answer(executor, prompt, sampling, 20) in {"yes", "no"}
+
+    @pytest.mark.parametrize("grammar", ['x ::= "a"', "root ::= (", 'root ::= root "a" | "b"', "root ::= \0"])
+    def test_a_grammar_that_cannot_be_compiled_is_refused(self, executor: LlamaExecutor, grammar: str) -> None:
+        with pytest.raises(RequestError) as caught:
+            executor.prepare(0, generation((1,), Sampling(grammar=grammar)))
+        assert caught.value.param == "grammar"
+
+    def test_log_probabilities_come_with_alternatives(self, executor: LlamaExecutor, model: Model) -> None:
+        talk = Conversation(
+            executor, 0, generation(model.tokenize("One, two,"), Sampling(temperature=0.0, logprobs=3)), 0
+        )
+        talk.prefill()
+        executor.release(0)
+        logprob = talk.yielded[0].logprob
+        assert logprob is not None
+        assert model.piece(talk.tokens[0]).decode() == logprob.token
+        assert logprob.top[0] == (logprob.token, logprob.logprob)
+        assert [p for _, p in logprob.top] == sorted((p for _, p in logprob.top), reverse=True)
+        assert -5.0 < logprob.logprob < 0.0
+
+    def test_the_same_seed_gives_the_same_text_whoever_else_is_served(
+        self, executor: LlamaExecutor, model: Model
+    ) -> None:
+        prompt, sampling = model.tokenize("Once upon a time"), Sampling(temperature=0.9, seed=11, top_p=0.95)
+        alone = Conversation(executor, 0, generation(prompt, sampling), 0).run(10)
+        other = Conversation(executor, 1, generation(model.tokenize("The sea is"), Sampling(seed=1)), 1)
+        other.prefill()
+        talk = Conversation(executor, 2, generation(prompt, sampling), 0)
+        talk.prefill()
+        for _ in range(9):
+            talk.yielded += [s for s in executor.run([1, 2], []).tokens if s.request_id == 2]
+        executor.release(1)
+        executor.release(2)
+        assert talk.tokens == alone
