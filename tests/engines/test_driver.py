@@ -72,9 +72,9 @@ def executor(model: Model) -> Iterator[CountingExecutor]:
     executor.close()
 
 
-def new_machine(executor: LlamaExecutor) -> ReplicaMachine:
+def new_machine(executor: LlamaExecutor, strategy: str = "slack") -> ReplicaMachine:
     step_time = LearnedStepTime(linear(key="test", step_s=0.02, decode_s=0.002, prefill_s=0.002))
-    return ReplicaMachine(make_strategy("slack"), PRESETS, executor.capacity, step_time)
+    return ReplicaMachine(make_strategy(strategy), PRESETS, executor.capacity, step_time)
 
 
 @asynccontextmanager
@@ -194,6 +194,34 @@ def test_leaving_while_waiting_costs_no_step(executor: CountingExecutor) -> None
     asyncio.run(talk())
     left = next(record for record in watch.all("ended") if record.outcome == "cancelled")
     assert (left.class_name, left.output_tokens, left.ttft_s) == ("batch", 0, None)
+
+
+def test_what_is_preempted_goes_on_as_if_nothing_had_happened(executor: CountingExecutor) -> None:
+    watch = Watch()
+    long = asking(executor.model, "The meaning of life is", 40, class_name="batch")
+
+    async def talk() -> list[GenerationEvent]:
+        machine = new_machine(executor)
+        async with driving(executor, handle=machine.handle, observer=watch) as driver:
+            runs = [asyncio.create_task(answer(driver, long)) for _ in range(2)]
+            await until(lambda: len(watch.all("gaps")) > 4)
+            urgent = await answer(driver, asking(executor.model, output_tokens=3))
+            assert isinstance(urgent[-1], Finished)
+            return [events[-1] for events in await asyncio.gather(*runs)]
+
+    ends = asyncio.run(talk())
+    assert "batch" in watch.all("preempted")
+    assert all(isinstance(end, Finished) and end.output_tokens == 40 for end in ends)
+
+
+def test_a_strategy_that_waits_is_woken(executor: CountingExecutor) -> None:
+    async def talk() -> list[GenerationEvent]:
+        async with driving(executor, handle=new_machine(executor, "dynamic").handle) as driver:
+            return await answer(driver, asking(executor.model))
+
+    end = asyncio.run(talk())[-1]
+    assert isinstance(end, Finished)
+    assert end.queue_s > 0
 
 
 def test_a_request_that_the_engine_cannot_serve_fails_alone(executor: CountingExecutor) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import openai
+import pydantic
 import pytest
 
 if TYPE_CHECKING:
@@ -163,6 +164,20 @@ def test_a_json_schema_shapes_the_answer(client: Client, model: str) -> None:
     value = json.loads(answer.choices[0].message.content or "")
     assert value["color"] in ("red", "green")
     assert isinstance(value["count"], int)
+
+
+class Place(pydantic.BaseModel):
+    """What the client's own parser shall make of an answer."""
+
+    is_big: bool
+    size: Literal["small", "large"]
+
+
+def test_the_client_parses_an_answer_into_a_type_of_its_own(client: Client, model: str) -> None:
+    answer = client.chat.completions.parse(
+        model=model, messages=HELLO, max_tokens=60, temperature=0, response_format=Place
+    )
+    assert isinstance(answer.choices[0].message.parsed, Place)
 
 
 def test_the_class_comes_from_the_tier_or_the_header(client: Client, server: Server, model: str) -> None:
