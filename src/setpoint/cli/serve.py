@@ -59,12 +59,20 @@ def serve(  # noqa: PLR0913 - the options of a command
     ] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on.  [default: 127.0.0.1]")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on; 0 takes any.  [default: 8000]")] = None,
-    slots: Annotated[int | None, typer.Option(help="Sequences that run at once.")] = None,
-    context: Annotated[int | None, typer.Option(help="Tokens of prompt and output of one sequence.")] = None,
-    kv_tokens: Annotated[int | None, typer.Option(help="Tokens that the KV cache holds over all sequences.")] = None,
-    step_tokens: Annotated[int | None, typer.Option(help="Tokens that one step computes at most.")] = None,
+    slots: Annotated[int | None, typer.Option(help="Sequences that run at once.  [default: 32]")] = None,
+    context: Annotated[
+        int | None, typer.Option(help="Tokens of prompt and output of one sequence.  [default: the model's]")
+    ] = None,
+    kv_tokens: Annotated[
+        int | None, typer.Option(help="Tokens of KV cache over all sequences.  [default: 16384]")
+    ] = None,
+    step_tokens: Annotated[
+        int | None, typer.Option(help="Tokens that one step computes at most.  [default: 512]")
+    ] = None,
     threads: Annotated[int | None, typer.Option(help="Threads of a step.  [default: the physical cores]")] = None,
-    gpu_layers: Annotated[int | None, typer.Option(help="Layers on the GPU, where the build has one.")] = None,
+    gpu_layers: Annotated[
+        int | None, typer.Option(help="Layers on the GPU, where the build has one.  [default: 0]")
+    ] = None,
     quantize: Annotated[
         str | None, typer.Option(help="Convert the model to this type first (such as q4_0, q8_0); kept for next time.")
     ] = None,
@@ -72,12 +80,9 @@ def serve(  # noqa: PLR0913 - the options of a command
 ) -> None:
     """Serve a model behind an OpenAI-compatible API, and hold the targets of its classes.
 
-    Examples:
-        setpoint serve
-
-        setpoint serve model.gguf --quantize q8_0 --slots 16
-
-        setpoint serve --config setpoint.toml --host 0.0.0.0
+    - `setpoint serve`: the starter model, on this machine alone
+    - `setpoint serve model.gguf --quantize q4_0 --slots 16`: a file, converted once
+    - `setpoint serve --config setpoint.toml`: what `setpoint tune` found
     """
     logging.basicConfig(
         stream=sys.stderr,
