@@ -24,7 +24,7 @@ def violations(machine: ReplicaMachine, *, has_shrunk: bool = False) -> list[str
 def each_in_one_place(ledger: Ledger) -> Iterator[str]:
     """Every sequence waits, or is in prefill, or decodes; the waiting hold nothing and the running hold a slot."""
     waiting = [request_id for _, request_id in ledger.waiting]
-    places = Counter([*waiting, *ledger.prefilling, *ledger.decoding])
+    places = Counter([*waiting, *ledger.prefilling, *ledger.decoding, *ledger.ending])
     for request_id in places.keys() | ledger.sequences.keys():
         if places[request_id] != 1 or request_id not in ledger.sequences:
             yield f"request {request_id} is in {places[request_id]} places"
@@ -86,7 +86,8 @@ def tokens_are_sane(ledger: Ledger) -> Iterator[str]:
     for sequence in ledger.sequences.values():
         if not 0 <= sequence.cached_tokens <= sequence.computed_tokens:
             yield f"request {sequence.id} has computed less than was cached"
-        if not 0 <= sequence.output_tokens < sequence.output_tokens_max:
+        is_ending = sequence.id in ledger.ending
+        if not 0 <= sequence.output_tokens < sequence.output_tokens_max + is_ending:
             yield f"request {sequence.id} has {sequence.output_tokens} of {sequence.output_tokens_max} output tokens"
     for sequence in ledger.prefilling.values():
         if sequence.remaining_tokens < 1:
@@ -134,6 +135,7 @@ def running(ledger: Ledger) -> Iterator[Sequence]:
     """Yield every sequence that holds a slot."""
     yield from ledger.prefilling.values()
     yield from ledger.decoding.values()
+    yield from ledger.ending.values()
 
 
 _OF_LEDGER: tuple[Callable[[Ledger], Iterator[str]], ...] = (

@@ -104,10 +104,14 @@ class Ledger:
         self.waiting: list[tuple[Key, int]] = []
         self.prefilling: dict[int, Sequence] = {}
         self.decoding: dict[int, Sequence] = {}
+        self.ending: dict[int, Sequence] = {}
+        """Those whose last token is under way in an engine that runs ahead: they still hold what they held."""
         self.waiting_by_class: dict[str, int] = {}
         self.waiting_tokens = {False: 0, True: 0}
         """Prompt tokens that the waiting have yet to compute; those of harvest classes under `True`."""
         self.blocks_held = 0
+        self.blocks_elsewhere = 0
+        """KV blocks that the engine counts as taken beyond `blocks_held` (or, where a prefix is shared, short of it)."""
         self.vacant = list(range(capacity.slots))
         """The slots that nobody holds, as a heap."""
         self._expiries: list[tuple[float, int]] = []
@@ -115,7 +119,7 @@ class Ledger:
     @property
     def running(self) -> int:
         """How many sequences hold a slot."""
-        return len(self.prefilling) + len(self.decoding)
+        return len(self.prefilling) + len(self.decoding) + len(self.ending)
 
     @property
     def free_slots(self) -> int:
@@ -125,7 +129,7 @@ class Ledger:
     @property
     def free_blocks(self) -> int:
         """KV blocks that nobody holds; negative when the capacity shrank below what is held."""
-        return self.capacity.kv_blocks - self.blocks_held
+        return self.capacity.kv_blocks - self.blocks_held - self.blocks_elsewhere
 
     def blocks_for(self, sequence: Sequence, computed_tokens: int) -> int:
         """Return the KV blocks that the sequence needs with `computed_tokens`; a shared prefix is not its own."""
@@ -170,6 +174,11 @@ class Ledger:
             self.blocks_held += blocks - sequence.blocks
             sequence.blocks = blocks
 
+    def reconcile(self, free_blocks: int) -> None:
+        """Take over the engine's own count of free blocks, less what the prefills begun will yet need of them."""
+        promised = sum(s.blocks - self.blocks_for(s, s.computed_tokens) for s in self.prefilling.values())
+        self.blocks_elsewhere = self.capacity.kv_blocks - free_blocks - (self.blocks_held - promised)
+
     def preempt(self, sequence: Sequence, key: Key) -> None:
         """Take slot and KV back; the sequence waits again, all its tokens to be recomputed."""
         self._vacate(sequence)
@@ -207,7 +216,7 @@ class Ledger:
 
     def change_capacity(self, capacity: Capacity) -> None:
         """Take the new capacity over; what runs keeps its slot, and KV for the tokens that it has KV for."""
-        running = [*self.prefilling.values(), *self.decoding.values()]
+        running = [*self.prefilling.values(), *self.decoding.values(), *self.ending.values()]
         used = {s.slot for s in running}
         block_tokens = self.capacity.block_tokens
         self.capacity = capacity
@@ -243,3 +252,4 @@ class Ledger:
         sequence.blocks = 0
         self.prefilling.pop(sequence.id, None)
         self.decoding.pop(sequence.id, None)
+        self.ending.pop(sequence.id, None)

@@ -180,6 +180,7 @@ class ReplicaMachine:
     def _expire(self) -> None:
         for sequence in self.ledger.pop_expired(self.state.now):
             retry_after_s = self.strategy.retry_after(sequence, self.state)
+            self.strategy.saw_refusal(sequence, self.state)
             self._out.append(Reject(request_id=sequence.id, reason="expired", retry_after_s=retry_after_s))
 
     def _plan(self) -> None:
@@ -200,6 +201,7 @@ class ReplicaMachine:
         for sequence in draft.refused:
             retry_after_s = self.strategy.retry_after(sequence, state)
             self.ledger.remove(sequence)
+            self.strategy.saw_refusal(sequence, state)
             self._out.append(Reject(request_id=sequence.id, reason="late", retry_after_s=retry_after_s))
         for sequence, is_late in draft.relegated:
             self._relegate(sequence, is_late=is_late)

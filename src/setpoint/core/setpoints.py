@@ -23,7 +23,7 @@ class ClassSetpoints:
         """Start from the shares `pace` and `boldness`."""
         allowed = max(_LEAST_ALLOWED, 1.0 - sequence.slo.percentile)
         self.pace = Margin(pace, low=0.4, high=1.0, allowed=allowed / 2)
-        self.boldness = Margin(boldness, low=0.01, high=1.0, allowed=allowed)
+        self.boldness = Margin(boldness, low=0.01, high=0.5, allowed=allowed, gain=0.4)
         self.ttft_s: float | None = None
         self.seen_at: float = sequence.arrived_at
 
@@ -31,9 +31,10 @@ class ClassSetpoints:
 class Setpoints:
     """The margins of all classes that were seen."""
 
-    def __init__(self, *, pace: float, boldness: float, arrival: float, idle_step_s: float, memory_s: float, is_moving: bool) -> None:
+    def __init__(
+        self, *, boldness: float, arrival: float, idle_step_s: float, memory_s: float, is_moving: bool
+    ) -> None:
         """Start every class from the same shares; with `is_moving` false they stay there."""
-        self._pace = pace
         self._boldness = boldness
         self._arrival = arrival
         self._idle_step_s = idle_step_s
@@ -41,12 +42,12 @@ class Setpoints:
         self._is_moving = is_moving
         self._classes: dict[str, ClassSetpoints] = {}
 
-    def saw_arrival(self, sequence: Sequence, now: float) -> None:
-        """Note the target of a protected request, and that its class is awake."""
+    def saw_arrival(self, sequence: Sequence, now: float, *, pace: float) -> None:
+        """Note the target of a protected request, and that its class is awake; `pace` is where a new class starts."""
         name = sequence.service_class.name
         held = self._classes.get(name)
         if held is None:
-            held = self._classes[name] = ClassSetpoints(sequence, pace=self._pace, boldness=self._boldness)
+            held = self._classes[name] = ClassSetpoints(sequence, pace=pace, boldness=self._boldness)
         held.seen_at = now
         target = sequence.slo.ttft_target(sequence.request.prompt_tokens)
         if target is not None and (held.ttft_s is None or target < held.ttft_s):
@@ -68,10 +69,16 @@ class Setpoints:
         if is_harvesting:
             held.boldness.update(is_missed=is_late or is_slow)
 
+    def saw_refusal(self, sequence: Sequence, *, is_harvesting: bool) -> None:
+        """Count a refused request as one that missed."""
+        held = self._classes.get(sequence.service_class.name)
+        if held is not None and self._is_moving and is_harvesting:
+            held.boldness.update(is_missed=True)
+
     def pace(self, sequence: Sequence) -> float:
         """Return the share of its slack that a step may take from `sequence`."""
         held = self._classes.get(sequence.service_class.name)
-        return self._pace if held is None else held.pace.value
+        return 1.0 if held is None else held.pace.value
 
     def boldness(self, now: float) -> float:
         """Return the share of what is left that batch work may take: that of the most careful class about."""

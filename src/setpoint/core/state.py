@@ -61,6 +61,9 @@ class Strategy:
     def saw_finish(self, sequence: Sequence, state: State) -> None:
         """Learn that a request ended by itself at `state.now`."""
 
+    def saw_refusal(self, sequence: Sequence, state: State) -> None:
+        """Learn that a request that had been queued was refused: it could not be in time, or had waited too long."""
+
     def retry_after(self, sequence: Sequence, state: State) -> Seconds:
         """Predict after how many seconds a refused request would be taken: when all ahead of it is prefilled."""
         ahead = sum(s.remaining_tokens for s in state.ledger.prefilling.values())

@@ -42,16 +42,17 @@ class SlackOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     `relegation`: `moore-hodgson`, `own-deadline` or `none`. `rate_blend`: 0 counts waiting work at its bare cost, 1 at
     the rate lately achieved. `chunk_min`: tokens below which a chunk that does not end a prompt does not pay. `pace`
-    and `boldness`: the first values of the margins (see `setpoint.core.setpoints`), which stay there unless
-    `is_controlled`. `arrival`: share of the tightest TTFT target that a step may last. `idle_step_s`: the longest step when no protected class was seen for `memory_s`. `lateness_max`:
-    tokens by which a decode may lag before it is no longer asked to catch up. `reserve`: share of slots and KV that
-    batch work leaves free. The `is_...` switches exist so that what each part is worth can be measured.
+    (at most, where the tail of the step-time model allows it) and `boldness`: the first values of the margins (see
+    `setpoint.core.setpoints`), which stay there unless `is_controlled`. `arrival`: share of the tightest TTFT target
+    that a step may last. `idle_step_s`: the longest step when no protected class was seen for `memory_s`.
+    `lateness_max`: tokens by which a decode may lag before it is no longer asked to catch up. `reserve`: share of slots
+    and KV that batch work leaves free. The other `is_...` switches exist so that what a part is worth can be measured.
     """
 
     relegation: str = "moore-hodgson"
     rate_blend: float = 0.5
     chunk_min: int = 16
-    pace: float = 0.9
+    pace: float = 0.95
     boldness: float = 0.25
     arrival: float = 0.5
     idle_step_s: float = 0.5
@@ -85,7 +86,6 @@ class Slack(Strategy):
         self._preemptions = 0
         self._is_harvesting = False
         self.setpoints = Setpoints(
-            pace=o.pace,
             boldness=o.boldness,
             arrival=o.arrival,
             idle_step_s=o.idle_step_s,
@@ -105,13 +105,21 @@ class Slack(Strategy):
     def saw_arrival(self, sequence: Sequence, state: State) -> None:
         """Reckon with the class; a protected arrival allows one more preemption."""
         if not sequence.is_harvest:
-            self.setpoints.saw_arrival(sequence, state.now)
+            # one margin, not two: the tail of the step-time model is where the controlled share begins
+            pace = min(self._options.pace, 1.0 / state.step_time.tail_ratio)
+            self.setpoints.saw_arrival(sequence, state.now, pace=pace)
             self._preemptions = min(_BURST_MAX, self._preemptions + 1)
 
     def saw_finish(self, sequence: Sequence, state: State) -> None:
         """Move the margins of the class."""
         if not sequence.is_harvest:
             self.setpoints.saw_finish(sequence, state.now, is_harvesting=self._is_harvesting)
+            self._is_harvesting = False
+
+    def saw_refusal(self, sequence: Sequence, state: State) -> None:
+        """Hold batch work back: what it took could have made room."""
+        if not sequence.is_harvest:
+            self.setpoints.saw_refusal(sequence, is_harvesting=self._is_harvesting)
             self._is_harvesting = False
 
     def plan(self, draft: Draft, state: State) -> None:
@@ -336,8 +344,6 @@ def due_at(sequence: Sequence) -> float:
 def cheapest(draft: Draft, sequences: Iterable[Sequence]) -> Sequence | None:
     """Return the sequence that is cheapest to recompute per block that it frees; twice preempted is protected."""
     candidates = [
-        s
-        for s in sequences
-        if s.preemptions < _PREEMPTIONS_MAX and s not in draft.preempted and s not in draft.chunks
+        s for s in sequences if s.preemptions < _PREEMPTIONS_MAX and s not in draft.preempted and s not in draft.chunks
     ]
     return min(candidates, key=lambda s: (draft.recompute_seconds(s) / max(1, s.blocks), s.id), default=None)
