@@ -1,0 +1,224 @@
+"""The highest rate that meets the objectives: trial results in, the next trial out. Pure: it runs on a simulator too.
+
+1. *Floor*: one user, closed loop. Where even that misses an objective no rate meets it, and the search ends there.
+2. *Bracket*: closed loop, four times the users each rung, until the throughput hardly grows or the objectives are far
+   gone: an upper bound on the rate (a closed loop cannot overload, so a rung says something even beyond capacity).
+3. *Trials*: open loop; each next rate is where the posterior of the crossing is widest. The first ones share their
+   arrivals and prompts (common random numbers: they differ by the rate alone); the later ones, at the edge, draw their
+   own, since the same unlucky sequence, asked again, would confirm itself. Overloaded trials are cut short.
+4. *Confirmation*: a longer trial on a fresh seed, at a rate that the posterior holds for safe. It stands when it met
+   every objective itself and all trials together put the crossing above it, with 90% probability.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import msgspec
+
+from setpoint.loadgen.crossing import Crossing, Observation, crossing, least
+from setpoint.metrics import Judged, Objective
+
+Kind = Literal["closed", "open", "confirm"]
+
+RUNG = 4
+GAIN_MIN = 1.15
+GONE = 0.5
+HEADROOM = 1.05
+FIRST_OF_BOUND = 0.65
+FLOOR_OF_ONE_USER = 0.25
+OVERLOAD_SHARE = 3.0
+OVERLOAD_N = 60.0
+LOOK_AT = (0.5, 0.7, 0.35)
+SAFE_AT = 0.05
+CONFIDENCE = 0.9
+SCREENED = 3
+FRESH = 1000
+
+
+class SearchSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """How far to search.
+
+    `tolerance`: half the width of the 90% interval of the crossing, relative. Trials have `screen`, `edge` and
+    `confirm` violations' worth of requests: that number over the allowed share of the strictest objective.
+    """
+
+    objectives: tuple[Objective, ...]
+    tolerance: float = 0.05
+    trials_max: int = 14
+    confirmations_max: int = 4
+    users_max: int = 1024
+    screen: float = 10.0
+    edge: float = 40.0
+    confirm: float = 80.0
+    seed: int = 0
+    is_confirmed: bool = True
+
+
+class Trial(msgspec.Struct, frozen=True, kw_only=True):
+    """What to run: `users` in a closed loop, or `rate` in an open one, until `requests` were due in the window."""
+
+    kind: Kind
+    requests: int
+    seed: int
+    users: int | None = None
+    rate: float | None = None
+
+
+class TrialResult(msgspec.Struct, frozen=True, kw_only=True):
+    """What came of a trial. `requests` were due in its window, out of `sent` in all (what the search has cost)."""
+
+    trial: Trial
+    completed_rps: float
+    judged: tuple[Judged, ...]
+    is_overloaded: bool = False
+    is_valid: bool = True
+    requests: int = 0
+    sent: int = 0
+    duration_s: float = 0.0
+    mean_ttft_s: float | None = None
+    mean_e2e_s: float | None = None
+    faults: tuple[str, ...] = ()
+
+
+class Answer(msgspec.Struct, frozen=True, kw_only=True):
+    """The end of a search.
+
+    `rate`: the highest rate that was confirmed (`None`: none was), with [`low`, `high`] the 90% interval of the
+    crossing. `binding`: the objective that decides. `reason`: why there is no rate, or why it is not confirmed.
+    """
+
+    rate: float | None
+    estimate: float | None
+    low: float | None
+    high: float | None
+    binding: Objective | None
+    is_confirmed: bool
+    reason: str = ""
+
+
+Step = Trial | Answer
+
+
+def next_step(history: Sequence[TrialResult], settings: SearchSettings) -> Step:
+    """Return the next trial, or the answer; depends on the results so far and on nothing else."""
+    results = [result for result in history if result.is_valid]
+    if len(history) - len(results) > 3 or (history and not history[-1].is_valid and not results):  # noqa: PLR2004
+        return _none("the measuring client was at its own limits: " + "; ".join(history[-1].faults))
+    closed = [result for result in results if result.trial.kind == "closed"]
+    ladder = _climb(closed, settings)
+    if ladder is not None:
+        return ladder
+    low, high = bounds(closed)
+    tried = [result for result in results if result.trial.kind != "closed"]
+    found = crossings_of(tried, settings, low, high)
+    worst = least(list(found.values()))
+    return _open_step(tried, settings, found, worst)
+
+
+def _climb(closed: Sequence[TrialResult], settings: SearchSettings) -> Step | None:
+    """Return the next rung of the ladder, an answer when there is nothing to search, or `None` when it is done."""
+    if not closed:
+        return _rung(1, settings)
+    floor = [one for one in closed[0].judged if one.verdict == "missed" and one.share > one.objective.allowed]
+    if floor:
+        worst = min(floor, key=lambda one: one.margin)
+        return _none(
+            f"one user alone misses {worst.objective.text}: {worst.share:.0%} of its requests are outside",
+            worst.objective,
+        )
+    last = closed[-1]
+    is_gone = any(one.share > GONE for one in last.judged)
+    is_flat = len(closed) > 1 and last.completed_rps < GAIN_MIN * closed[-2].completed_rps
+    users = (last.trial.users or 1) * RUNG
+    if is_gone or is_flat or users > settings.users_max:
+        return None
+    return _rung(users, settings)
+
+
+def _rung(users: int, settings: SearchSettings) -> Trial:
+    return Trial(kind="closed", users=users, requests=max(30, 3 * users), seed=settings.seed)
+
+
+def bounds(closed: Sequence[TrialResult]) -> tuple[float, float]:
+    """Return rates that enclose the crossing, from the ladder."""
+    high = HEADROOM * max(result.completed_rps for result in closed)
+    return min(FLOOR_OF_ONE_USER * closed[0].completed_rps, high / RUNG), high
+
+
+def crossings_of(
+    tried: Sequence[TrialResult], settings: SearchSettings, low: float, high: float
+) -> dict[Objective, Crossing]:
+    """Return the posterior of the crossing of each objective."""
+    return {
+        objective: crossing([_observed(result, objective) for result in tried], objective.allowed, low, high)
+        for objective in settings.objectives
+    }
+
+
+def _observed(result: TrialResult, objective: Objective) -> Observation:
+    judged = next(one for one in result.judged if one.objective == objective)
+    rate = result.trial.rate or 0.0
+    if result.is_overloaded:
+        share = max(judged.share, min(0.9, OVERLOAD_SHARE * objective.allowed))
+        return Observation(rate=rate, share=share, n=max(judged.n_test, OVERLOAD_N))
+    return Observation(rate=rate, share=judged.share, n=judged.n_test)
+
+
+def _open_step(
+    tried: Sequence[TrialResult],
+    settings: SearchSettings,
+    found: dict[Objective, Crossing],
+    worst: Crossing,
+) -> Step:
+    confirmed = [result for result in tried if result.trial.kind == "confirm"]
+    if confirmed and is_held(confirmed[-1], worst):
+        return _answer(settings, found, worst, confirmed[-1])
+    explored = [result for result in tried if result.trial.kind == "open"]
+    if not tried:
+        return _trial(FIRST_OF_BOUND * worst.rates[-1], settings.screen, 0, settings)
+    width = (worst.at(0.95) - worst.at(0.05)) / (2.0 * worst.at(0.5))
+    if not confirmed and width > settings.tolerance and len(explored) < settings.trials_max:
+        rate = worst.at(LOOK_AT[len(explored) % len(LOOK_AT)])
+        share = settings.screen if len(explored) < SCREENED else settings.edge
+        return _trial(rate, share, len(explored), settings)
+    if settings.is_confirmed and len(confirmed) < settings.confirmations_max:
+        trial = _trial(worst.at(SAFE_AT), settings.confirm, 0, settings)
+        return msgspec.structs.replace(trial, kind="confirm", seed=settings.seed + FRESH + len(confirmed))
+    return _answer(settings, found, worst, None)
+
+
+def is_held(result: TrialResult, worst: Crossing) -> bool:
+    """Tell whether a confirmation stands: it met every objective, and all trials together put the crossing above it."""
+    is_met = all(one.verdict != "missed" and one.share <= one.objective.allowed for one in result.judged)
+    return is_met and not result.is_overloaded and worst.below(result.trial.rate or 0.0) <= 1.0 - CONFIDENCE
+
+
+def _trial(rate: float, violations: float, number: int, settings: SearchSettings) -> Trial:
+    strictest = min(objective.allowed for objective in settings.objectives)
+    seed = settings.seed + max(0, number - SCREENED + 1)
+    return Trial(kind="open", rate=rate, requests=math.ceil(violations / strictest), seed=seed)
+
+
+def _answer(
+    settings: SearchSettings, found: dict[Objective, Crossing], worst: Crossing, confirmed: TrialResult | None
+) -> Answer:
+    binding = min(found, key=lambda objective: found[objective].at(0.5))
+    reason = ""
+    if confirmed is None:
+        reason = (
+            "no confirmation was asked for" if not settings.is_confirmed else "no confirmation run met every objective"
+        )
+    return Answer(
+        rate=confirmed.trial.rate if confirmed is not None else None,
+        estimate=worst.at(0.5),
+        low=worst.at(0.05),
+        high=worst.at(0.95),
+        binding=binding,
+        is_confirmed=confirmed is not None,
+        reason=reason,
+    )
+
+
+def _none(reason: str, binding: Objective | None = None) -> Answer:
+    return Answer(rate=None, estimate=None, low=None, high=None, binding=binding, is_confirmed=False, reason=reason)
