@@ -23,7 +23,7 @@ class ClassSetpoints:
         """Start from the shares `pace` and `boldness`."""
         allowed = max(_LEAST_ALLOWED, 1.0 - sequence.slo.percentile)
         self.pace = Margin(pace, low=0.4, high=1.0, allowed=allowed / 2)
-        self.boldness = Margin(boldness, low=0.01, high=0.5, allowed=allowed, gain=0.4)
+        self.boldness = Margin(boldness, low=0.01, high=1.0, allowed=allowed, gain=0.4)
         self.ttft_s: float | None = None
         self.seen_at: float = sequence.arrived_at
 
