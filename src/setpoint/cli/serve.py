@@ -173,19 +173,28 @@ def load_engine(engine: EngineSettings) -> LoadedEngine:
     return LoadedEngine(source.stem, model, executor)
 
 
-def _step_time(settings: EngineSettings, executor: LlamaExecutor, key: str) -> StepTimeModel:
-    """Return the model that the settings name, or that was kept, if it fits this engine; else one from warm-up."""
+def choose_step_time(settings: EngineSettings, executor: LlamaExecutor) -> StepTimeModel:
+    """Return the step-time model to begin with: the file of the settings, what `tune` kept, or what the warm-up shows.
+
+    Only a model that was fitted to this engine counts. The warm-up runs in any case: it brings the memory in.
+    """
+    key = step_time_key(executor)
     warm = warm_up(executor, time.monotonic, key=key)
-    if settings.step_time_file is None:
-        return load_step_time(key) or warm
-    try:
-        kept = decode_step_time(Path(settings.step_time_file).read_bytes())
-    except OSError as error:
-        raise ConfigError(f"engine.step_time_file: cannot read {settings.step_time_file}: {error.strerror}") from error
-    if kept.key == key:
-        return kept
-    log.warning("%s was fitted to %s, not to %s: learning anew", settings.step_time_file, kept.key, key)
-    return warm
+    kept = load_step_time(key)
+    if settings.step_time_file is not None:
+        path = Path(settings.step_time_file)
+        try:
+            named = decode_step_time(path.read_bytes())
+        except OSError as error:
+            raise ConfigError(
+                f"engine.step_time_file: cannot read {path}: {error.strerror}", hint="write it with `setpoint tune`"
+            ) from error
+        if named.key == key:
+            return named
+        log.warning("%s was fitted to %s, not to %s: not used", path, named.key, key)
+    if kept is None:
+        log.info("the step times are learned as they come; `setpoint tune` measures them first")
+    return kept or warm
 
 
 def run(settings: Settings) -> None:
@@ -195,7 +204,7 @@ def run(settings: Settings) -> None:
     listener = open_listener(settings.server)
     name, model, executor = load_engine(settings.engine)
     with model, closing(executor):
-        step_time = LearnedStepTime(_step_time(settings.engine, executor, step_time_key(executor)))
+        step_time = LearnedStepTime(choose_step_time(settings.engine, executor))
         machine = ReplicaMachine(strategy, settings.classes, executor.capacity, step_time)
         # nothing of what was loaded is ever garbage: the collector need not look at it again
         gc.freeze()
