@@ -158,7 +158,7 @@ def as_toml(values: Mapping[Key, float], fitted_on: str, expected: ExpectedError
     """Return a calibration as the TOML that `setpoint.sim.catalog` reads."""
     found = calibration(values, fitted_on, expected)
     lines = [
-        "# Fitted by benchmarks/published.py --write; expected_error: median |ln(predicted / published)|, GPUs left out",
+        "# From benchmarks/published.py --write. expected_error: median |ln(predicted / published)|, GPUs held out",
         f"fitted_on = {json.dumps(fitted_on)}",
         "",
         "[expected_error]",

@@ -137,10 +137,16 @@ def test_more_load_means_more_throughput_and_no_less_latency(rate: float, factor
 
 
 def test_a_target_on_tpot_costs_throughput() -> None:
-    free, tight = replica().saturated(CHAT), replica().within(CHAT, 0.02)
+    free, tight = replica().saturated(CHAT), replica().within(CHAT, 0.02, 10.0)
     assert tight.tpot_s == pytest.approx(0.02, rel=0.01)
     assert tight.requests_per_s < free.requests_per_s
     assert tight.bound == "target"
+
+
+def test_a_target_on_the_tail_of_ttft_costs_throughput() -> None:
+    loose, tight = replica().within(CHAT, 1.0, 10.0), replica().within(CHAT, 1.0, 0.2)
+    assert tight.requests_per_s < loose.requests_per_s
+    assert tight.ttft_s < 0.2
 
 
 def test_a_replica_without_room_serves_nothing() -> None:

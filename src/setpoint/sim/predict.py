@@ -17,14 +17,14 @@ Predicted = dict[Metric, float]
 _AT_CAPACITY = 0.85
 """A load nearer than this to the predicted capacity is within the model's own error of it: taken as at capacity."""
 
-_P99_OF_MEAN = 0.88
+_MEAN_OF_P99 = 0.88
 """A P99 limit on TPOT allows this share of it as the mean (MLPerf rows that sit at their limit)."""
 
 _OTHER_STRIDE = 0.7548776662466927
 """Shuffles prompts otherwise than outputs, so that the two are not correlated (plastic number)."""
 
 
-WEIGHTS: dict[Metric, float] = {"throughput": 1.0, "tpot": 1.0, "ttft": 0.4, "prefill": 0.3}
+WEIGHTS: dict[Metric, float] = {"throughput": 1.0, "tpot": 1.0, "ttft": 0.7, "prefill": 0.3}
 """How much each metric counts in a fit."""
 
 
@@ -95,8 +95,8 @@ def _steady(point: Point, replica: Replica, replicas: int) -> Predicted:
         return _of(replica.closed_loop(point.lengths, point.concurrency / replicas), replicas)
     if point.kind == "open":
         return _of(replica.open_loop(point.lengths, point.rate / replicas), replicas)
-    target_s = _P99_OF_MEAN * point.tpot_target_s if point.tpot_target_s else float("inf")
-    best = replica.within(point.lengths, target_s)
+    tpot_s, ttft_s = point.targets_s
+    best = replica.within(point.lengths, _MEAN_OF_P99 * tpot_s, ttft_s)
     if not point.rate or point.rate / replicas >= _AT_CAPACITY * best.requests_per_s:
         return _of(best, replicas)
     offered = replica.open_loop(point.lengths, point.rate / replicas)

@@ -1,8 +1,7 @@
 """A catalog entry for an accelerator: dense peaks, bandwidth, memory, link, prices, each with a source.
 
 Vendors print peaks with 2:4 sparsity, and third parties copy them as dense. On a part with tensor cores the dense FP8
-peak is twice the BF16 one and the dense FP4 peak four times (six on B300, eight on GeForce, whose other rates are
-halved when accumulating in 32 bits): an entry that breaks the rule is refused.
+peak is twice the BF16 one and the dense FP4 peak four times (six on B300): an entry that breaks the rule is refused.
 """
 
 from typing import Literal
@@ -14,7 +13,7 @@ from setpoint.errors import ConfigError
 Generation = Literal["turing", "ampere", "ada", "hopper", "blackwell", "cdna3", "cdna4", "xe", "apple", "cpu"]
 _TOLERANCE = 0.04
 _FP8_RATIOS = (2.0,)
-_FP4_RATIOS = (4.0, 6.0, 8.0)
+_FP4_RATIOS = (4.0, 6.0)
 
 
 class Price(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -33,8 +32,9 @@ class Hardware(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     `peaks_tflops`: dense peak by precision (`bf16` always; `fp8`, `int8`, `fp4` where there are units for it).
     `bandwidth_gb_s`: of its memory, in 10^9 bytes a second. `memory_gib`: as sold, which is in binary units; engines
-    see 1-6 % less. `link_gb_s`: of its link to its peers, both directions added. `verified` is false when a figure
-    comes from memory, not from a source.
+    see 1-6 % less. `matrix_reach`, `memory_reach`: the share of the peak, and of the bandwidth, that its best kernels
+    were measured to reach, over that of H100 (0.93 and 0.92). `link_gb_s`: of its link to its peers, both directions
+    added. `verified` is false when a figure comes from memory, not from a source.
     """
 
     name: str
@@ -48,6 +48,8 @@ class Hardware(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     source: str
     date: str
     verified: bool = True
+    matrix_reach: float = 1.0
+    memory_reach: float = 1.0
     aliases: tuple[str, ...] = ()
     aiconfigurator: str | None = None
     prices: tuple[Price, ...] = ()
@@ -56,7 +58,15 @@ class Hardware(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         """Refuse figures that cannot be (`ConfigError`)."""
         if "bf16" not in self.peaks_tflops:
             raise ConfigError(f"hardware {self.name!r}: peaks_tflops has no bf16", hint=_HOW)
-        figures = [self.memory_gib, self.bandwidth_gb_s, self.link_gb_s, self.watts, *self.peaks_tflops.values()]
+        figures = [
+            self.memory_gib,
+            self.bandwidth_gb_s,
+            self.link_gb_s,
+            self.watts,
+            self.matrix_reach,
+            self.memory_reach,
+            *self.peaks_tflops.values(),
+        ]
         if not all(figure > 0 for figure in figures) or not all(p.usd_per_hour > 0 for p in self.prices):
             raise ConfigError(f"hardware {self.name!r}: every figure must be above zero", hint=_HOW)
         if odd := set(self.peaks_tflops) - {"bf16", "fp8", "int8", "fp4"}:

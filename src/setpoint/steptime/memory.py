@@ -46,7 +46,8 @@ def weight_bytes(architecture: Architecture, quantization: Quantization) -> floa
     """Return the bytes of all weights, once."""
     vocabulary = architecture.embedding_parameters * (1 if architecture.tied else 2)
     return (
-        architecture.dense_parameters * quantization.dense_bytes
+        architecture.attention_parameters * quantization.attention_bytes
+        + (architecture.dense_parameters - architecture.attention_parameters) * quantization.dense_bytes
         + architecture.experts_parameters * quantization.expert_bytes
         + vocabulary * quantization.vocabulary_bytes
     )

@@ -14,15 +14,16 @@ from setpoint.errors import ConfigError
 from setpoint.steptime.names import unknown
 
 Precision = Literal["bf16", "fp8", "int8", "fp4"]
-Scope = Literal["linear", "experts", "all"]
+Scope = Literal["linear", "ffn", "experts", "all"]
 _ONE_BYTE = 8
 
 
 class Quantization(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A format: `bits` a weight (scales counted), and the `compute` precisions that it can multiply in, best first.
 
-    `scope`: what is quantized: the matrices of the layers, the experts alone, or the vocabulary too. `kv_bits`: bits of
-    a KV value. `unpacked`: the kernel writes the weights out in 16 bits and reads them back, at every step.
+    `scope`: what is quantized: the matrices of the layers, those without attention, the experts alone, or the
+    vocabulary too. `kv_bits`: bits of a KV value. `unpacked`: the kernel writes the weights out in 16 bits and reads
+    them back, at every step.
     """
 
     name: str
@@ -33,8 +34,13 @@ class Quantization(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     unpacked: bool = False
 
     @property
+    def attention_bytes(self) -> float:
+        """Bytes of a weight of attention."""
+        return (16.0 if self.scope in ("experts", "ffn") else self.bits) / 8
+
+    @property
     def dense_bytes(self) -> float:
-        """Bytes of a weight of attention, dense feed-forward and shared experts."""
+        """Bytes of a weight of dense feed-forward layers, shared experts and routers."""
         return (16.0 if self.scope == "experts" else self.bits) / 8
 
     @property
@@ -71,6 +77,7 @@ FORMATS: dict[str, Quantization] = {
         Quantization(name="bf16", bits=16.0),
         Quantization(name="fp16", bits=16.0),
         Quantization(name="fp8", bits=8.0, compute=("fp8", "bf16")),
+        Quantization(name="fp8-ffn", bits=8.0, compute=("fp8", "bf16"), scope="ffn"),
         Quantization(name="w8a8", bits=8.0, compute=("int8", "bf16")),
         Quantization(name="w8a16", bits=8.0),
         Quantization(name="w4a16", bits=4.25),

@@ -40,23 +40,26 @@ class Roofline:
         self.architecture = a
         self.tail_ratio = tail_ratio
         precision = q.precision(hardware.peaks_tflops)
-        matrix_rate = hardware.peak("bf16" if q.scope == "experts" else precision) * e.mfu * ranks
-        expert_rate = hardware.peak(precision) * e.mfu * e.expert_mfu * ranks
-        head_rate = hardware.peak("bf16") * e.mfu * ranks
+        reached = e.mfu * hardware.matrix_reach * ranks
+        matrix_rate = hardware.peak("bf16" if q.scope == "experts" else precision) * reached
+        expert_rate = hardware.peak(precision) * reached * e.expert_mfu
+        head_rate = hardware.peak("bf16") * reached
         copies = 1 if layout.is_spread else ranks
-        reading = hardware.bandwidth * e.mbu
-        self._dense_read_s = a.dense_parameters * q.traffic(q.dense_bytes) / copies / reading
+        reading = hardware.bandwidth * hardware.memory_reach * e.mbu
+        dense = a.dense_parameters - a.attention_parameters
+        read = a.attention_parameters * q.traffic(q.attention_bytes) + dense * q.traffic(q.dense_bytes)
+        self._dense_read_s = read / copies / reading
         self._experts_read_s = a.experts_parameters * q.traffic(q.expert_bytes) / ranks / reading
         self._head_read_s = a.embedding_parameters * q.traffic(q.vocabulary_bytes) / copies / reading
         active_experts = a.expert_layers * a.experts_active * a.expert_parameters
         self._token_s = 2.0 * a.dense_parameters / matrix_rate + 2.0 * active_experts / expert_rate
         self._row_s = 2.0 * a.embedding_parameters / head_rate
         self._missed_ratio = 1.0 - a.experts_active / a.experts if a.experts else 0.0
-        kv_rate = hardware.bandwidth * e.kv_mbu * layout.kv_shards(a)
+        kv_rate = hardware.bandwidth * hardware.memory_reach * e.kv_mbu * layout.kv_shards(a)
         self._context_s = a.kv_values_full * q.kv_bytes / kv_rate
         self._window_s = a.kv_values_windowed * q.kv_bytes / kv_rate
         self._window = a.window
-        attention_rate = hardware.peak("bf16") * e.attention_mfu * ranks
+        attention_rate = hardware.peak("bf16") * hardware.matrix_reach * e.attention_mfu * ranks
         pair_s = 4.0 * a.heads * _score_width(a) / attention_rate
         windowed = a.windowed_layers if a.window else 0
         self._pair_s, self._window_pair_s = pair_s * (a.layers - windowed), pair_s * windowed
