@@ -1,0 +1,286 @@
+"""Compares the strategies at their own work: the highest rate at which each keeps its promises, beside the bound.
+
+    python benchmarks/policies.py               everything (some 40 minutes on 2 free cores; see --workers)
+    python benchmarks/policies.py --quick       two workloads, two seeds, within two minutes on 2 cores
+    python benchmarks/policies.py --write DIR   also write policies.json and policies.md there
+
+*Bound*: the rate at which the replica empties an unlimited backlog. Where every deadline is loose, any sane order
+reaches it and no strategy can win; where deadlines are tight, the table says how much of it each one turns into work
+in time. `continuous` and `priority` get their best token budget and `qoserve` its best factor and margin per workload,
+swept on the first seed; `slack` has one setting throughout.
+
+Ratios (medians over the workloads that they name): `tight_over_best_fixed`, `tight_over_qoserve_published`,
+`tight_over_qoserve_swept`: capacity of `slack` over that of the other where deadlines are tight; `tight_of_bound`:
+`slack` over the bound on steady tight workloads at P95; `loose_of_best`: `slack` over the best strategy, or the bound if
+that is less, where deadlines are loose (the worst workload); `past_bound_over_qoserve`: attainment of `slack` over the
+best of any `qoserve` at 1.0 to 2 times the bound (the worst load).
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from multiprocessing import Pool
+from pathlib import Path
+from statistics import median
+
+import msgspec
+from clairvoyant import relaxed_capacity
+from policy_mixed import BESIDE_SHARES, OVERLOADS, Beside, Overload, beside, overload
+from policy_report import Estimate, estimate, markdown
+from policy_runs import Found, Job, Policy, bound, capacity
+from policy_worlds import BY_NAME, WORKLOADS, Workload
+from reporting import machine, say
+
+BUDGETS = (256, 384, 512, 1024, 2048)
+PUBLISHED = Policy(label="qoserve, as published", strategy="qoserve")
+SLACK = Policy(label="slack", strategy="slack")
+QUICK = ("conv 1s 50ms 5%", "conv 2s 50ms 1%")
+PARTS_OF = ("conv 1s 50ms 5%", "conv 2s 50ms 1%", "code 2s 50ms 1%", "tiers conv")
+ABLATIONS: Mapping[str, Mapping[str, float | bool | str]] = {
+    "no relegation": {"relegation": "none"},
+    "relegation of the late alone": {"relegation": "own-deadline"},
+    "margins not controlled": {"is_controlled": False},
+    "steps not sized": {"is_sized": False},
+    "no harvest": {"is_harvesting": False},
+    "no preemption": {"is_preempting": False},
+    "work at its bare cost": {"rate_blend": 0.0},
+    "work at the rate achieved": {"rate_blend": 1.0},
+}
+
+
+def fixed(strategy: str) -> list[Policy]:
+    """Return `strategy` with each of the fixed token budgets."""
+    return [
+        Policy(label=f"{strategy} {budget}", strategy=strategy, options={"token_budget": budget}) for budget in BUDGETS
+    ]
+
+
+def qoserves() -> list[Policy]:
+    """Return `qoserve` with each factor and margin of the sweep."""
+    return [
+        Policy(
+            label=f"qoserve {factor * 1000:g} ms x{margin:g}",
+            strategy="qoserve",
+            options={"factor_s": factor, "margin": margin},
+        )
+        for factor in (0.0, 0.0002, 0.001, 0.008)
+        for margin in (1.0, 1.2)
+        if (factor, margin) != (0.008, 1.2)
+    ]
+
+
+def sweeps(workload: Workload) -> dict[str, list[Policy]]:
+    """Return, for each row of the table whose best setting is chosen for the workload, the settings to try."""
+    rows = {"continuous, best budget": fixed("continuous"), "srpf, best budget": fixed("srpf")}
+    if len(workload.flows) > 1:
+        rows |= {"priority, best budget": fixed("priority"), "edf, best budget": fixed("edf")}
+    return {**rows, "qoserve, best factor": [PUBLISHED, *qoserves()]}
+
+
+class Table(msgspec.Struct, kw_only=True):
+    """All that was measured."""
+
+    bounds: dict[str, float]
+    capacities: dict[str, dict[str, Estimate]]
+    settings: dict[str, dict[str, str]]
+    clairvoyant: dict[str, float | None]
+    silos: dict[str, float]
+    beside: list[Beside] = []
+    overload: list[Overload] = []
+
+
+class Study:
+    """Runs jobs over processes and remembers what was found."""
+
+    def __init__(self, workloads: Sequence[Workload], seeds: int, count: int, workers: int) -> None:
+        self.workloads = workloads
+        self.seeds = range(1, seeds + 1)
+        self.count = count
+        self.bounds: dict[str, float] = {}
+        self._workers = workers
+        self._found: dict[tuple[str, str, int, str | None], float] = {}
+
+    def run(self) -> Table:
+        """Return the table of capacities."""
+        lengths = sorted({w.lengths for w in self.workloads})
+        with Pool(self._workers) as pool:
+            self.bounds = dict(zip(lengths, pool.map(bound, lengths), strict=True))
+            say(f"bounds: {self.bounds}")
+            self._capacities(pool, self._sweep_jobs())
+            self._capacities(pool, self._main_jobs())
+            relaxed = pool.starmap(
+                relaxed_capacity, [(w.name, self.bounds[w.lengths], min(self.count, 1500)) for w in self.workloads]
+            )
+        table = Table(
+            bounds=self.bounds,
+            capacities={},
+            settings={},
+            clairvoyant=dict(zip((w.name for w in self.workloads), relaxed, strict=True)),
+            silos={w.name: self._silo(w) for w in self.workloads if len(w.flows) > 1},
+        )
+        for workload in self.workloads:
+            rows = {row: self._best(workload, policies) for row, policies in sweeps(workload).items()}
+            table.settings[workload.name] = {row: policy.label for row, policy in rows.items()}
+            chosen = [*rows.items(), (PUBLISHED.label, PUBLISHED), (SLACK.label, SLACK), *self._parts(workload)]
+            table.capacities[workload.name] = {row: self._estimate(workload, policy) for row, policy in chosen}
+        return table
+
+    def _sweep_jobs(self) -> list[Job]:
+        jobs = []
+        for workload in self.workloads:
+            for policies in sweeps(workload).values():
+                jobs += [self._job(workload, policy, 1) for policy in policies]
+            jobs += [
+                self._job(workload, policy, 1, flow.service_class.name)
+                for flow in workload.flows
+                for policy in fixed("continuous")
+                if len(workload.flows) > 1
+            ]
+        return jobs
+
+    def _main_jobs(self) -> list[Job]:
+        jobs = []
+        for workload in self.workloads:
+            policies = {p.label: p for p in (self._best(workload, tried) for tried in sweeps(workload).values())}
+            policies |= {p.label: p for p in (PUBLISHED, SLACK, *(part for _, part in self._parts(workload)))}
+            jobs += [self._job(workload, policy, seed) for policy in policies.values() for seed in self.seeds]
+        return jobs
+
+    def _parts(self, workload: Workload) -> list[tuple[str, Policy]]:
+        if workload.name not in PARTS_OF or len(self.seeds) < 3:
+            return []
+        return [
+            (f"slack, {name}", Policy(label=f"slack, {name}", strategy="slack", options=options))
+            for name, options in ABLATIONS.items()
+        ]
+
+    def _job(self, workload: Workload, policy: Policy, seed: int, only: str | None = None) -> Job:
+        limit = self.bounds[workload.lengths]
+        guess = self._found.get((workload.name, policy.label, 1, only), 0.75 * limit)
+        return Job(
+            workload=workload.name, policy=policy, seed=seed, count=self.count, guess=guess, bound=limit, only=only
+        )
+
+    def _capacities(self, pool: "Pool", jobs: Iterable[Job]) -> None:  # type: ignore[valid-type]
+        todo = [j for j in jobs if self._key(j) not in self._found]
+        unique = list({self._key(j): j for j in todo}.values())
+        started = time.monotonic()
+        for number, found in enumerate(pool.imap_unordered(capacity, unique), start=1):
+            self._found[self._key(found.job)] = found.capacity
+            spent = time.monotonic() - started
+            share = found.capacity / found.job.bound
+            say(
+                f"[{number}/{len(unique)}, {spent / number * (len(unique) - number) / 60:.0f} min left] "
+                f"{found.job.workload} | {found.job.policy.label} | seed {found.job.seed}: {share:.3f} of the bound"
+            )
+
+    @staticmethod
+    def _key(job: Job) -> tuple[str, str, int, str | None]:
+        return job.workload, job.policy.label, job.seed, job.only
+
+    def _best(self, workload: Workload, policies: Sequence[Policy]) -> Policy:
+        return max(policies, key=lambda p: self._found[workload.name, p.label, 1, None])
+
+    def _estimate(self, workload: Workload, policy: Policy) -> Estimate:
+        limit = self.bounds[workload.lengths]
+        return estimate([self._found[workload.name, policy.label, seed, None] / limit for seed in self.seeds])
+
+    def _silo(self, workload: Workload) -> float:
+        """Return the capacity a replica of separate pools, with as many replicas for each class as suits it best."""
+        needed = 0.0
+        for flow in workload.flows:
+            alone = [
+                self._found[workload.name, p.label, 1, flow.service_class.name] for p in fixed("continuous")
+            ]
+            needed += flow.share / max(alone)
+        whole = sum(flow.share for flow in workload.flows)
+        return whole / needed / self.bounds[workload.lengths]
+
+
+def ratios(table: Table) -> dict[str, float | None]:
+    """Return the figures of the module docstring."""
+    tight = [name for name in table.capacities if BY_NAME[name].is_tight]
+    loose = [name for name in table.capacities if not BY_NAME[name].is_tight]
+    steady = [n for n in tight if BY_NAME[n].cv == 1.0 and BY_NAME[n].miss_max > 0.04]
+
+    def over(names: Sequence[str], *rows: str) -> float | None:
+        found = [
+            table.capacities[n]["slack"].mean / max(table.capacities[n][row].mean for row in rows) for n in names
+        ]
+        return median(found) if found else None
+
+    best = {n: max(e.mean for row, e in table.capacities[n].items() if not row.startswith("slack")) for n in loose}
+    found = {
+        "tight_over_best_fixed": over(tight, "continuous, best budget", "srpf, best budget"),
+        "tight_over_qoserve_published": over(tight, PUBLISHED.label),
+        "tight_over_qoserve_swept": over(tight, "qoserve, best factor"),
+        "tight_of_bound": median([table.capacities[n]["slack"].mean for n in steady]) if steady else None,
+        "loose_of_best": min((table.capacities[n]["slack"].mean / min(1.0, best[n]) for n in loose), default=None),
+    }
+    past = [o for o in table.overload if o.load >= 1.0]
+    if past:
+        others = {
+            load: max(o.attainment for o in past if o.load == load and "qoserve" in o.policy)
+            for load in {o.load for o in past}
+        }
+        own = {o.load: o.attainment for o in past if o.policy == "slack"}
+        found["past_bound_over_qoserve"] = min(own[load] / others[load] for load in own)
+    return found
+
+
+def mixed(table: Table, seeds: int, count: int, workers: int) -> None:
+    """Measure chat beside an unlimited backlog, and what is left past the bound."""
+    chosen = [PUBLISHED, *qoserves(), SLACK]
+    limit = table.bounds["conv"]
+    with Pool(workers) as pool:
+        loads = [(p, load, seed, count) for p in [*fixed("priority")[:3], *chosen] for load in BESIDE_SHARES for seed in range(1, seeds + 1)]
+        table.beside = pool.starmap(beside, [(p, load * limit, load, seed, n) for p, load, seed, n in loads])
+        say("chat beside a backlog: done")
+        pasts = [(p, load, seed) for p in [*fixed("continuous")[1:3], *chosen] for load in OVERLOADS for seed in range(1, seeds + 1)]
+        table.overload = pool.starmap(overload, [(p, load * limit, load, seed, count) for p, load, seed in pasts])
+        say("past the bound: done")
+
+
+def main() -> None:
+    """Run the study and print it."""
+    parser = argparse.ArgumentParser(description="Capacity of every strategy beside the bound.")
+    parser.add_argument("--quick", action="store_true", help="two workloads and two seeds, within two minutes")
+    parser.add_argument("--json", action="store_true", help="print one object on stdout")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--requests", type=int, default=3000, help="requests of a run")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes")
+    parser.add_argument("--only", action="append", metavar="TEXT", help="workloads whose name holds this")
+    parser.add_argument("--write", type=Path, help="folder for policies.json and policies.md")
+    args = parser.parse_args()
+    names = QUICK if args.quick else tuple(w.name for w in WORKLOADS)
+    if args.only:
+        names = tuple(n for n in names if any(text in n for text in args.only))
+    seeds, count = (2, 1200) if args.quick else (args.seeds, args.requests)
+    study = Study([BY_NAME[name] for name in names], seeds, count, args.workers)
+    started = time.monotonic()
+    table = study.run()
+    if not args.quick and not args.only:
+        mixed(table, min(3, seeds), count, args.workers)
+    result = {
+        "benchmark": "policies",
+        "ratios": ratios(table),
+        "table": msgspec.to_builtins(table),
+        "seeds": seeds,
+        "requests": count,
+        "machine": machine(),
+        "command": sys.argv,
+        "minutes": (time.monotonic() - started) / 60.0,
+    }
+    text = markdown(table, result)
+    if args.write:
+        args.write.mkdir(parents=True, exist_ok=True)
+        (args.write / "policies.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        (args.write / "policies.md").write_text(text, encoding="utf-8")
+    sys.stdout.write(json.dumps(result) + "\n" if args.json else text)
+
+
+if __name__ == "__main__":
+    main()

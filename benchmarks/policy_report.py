@@ -1,0 +1,109 @@
+"""How `policies.py` says what it found: means with intervals over the seeds, and tables in Markdown."""
+
+from collections.abc import Sequence
+from math import sqrt
+from statistics import fmean, stdev
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from setpoint.metrics.binomial import student_t_quantile
+
+if TYPE_CHECKING:
+    from policies import Table
+
+
+class Estimate(msgspec.Struct, frozen=True, kw_only=True):
+    """A mean over seeds, with half the width of its 95 % interval (Student's t)."""
+
+    mean: float
+    half: float
+    values: tuple[float, ...]
+
+
+def estimate(values: Sequence[float]) -> Estimate:
+    """Return the estimate from one value a seed."""
+    half = 0.0
+    if len(values) > 1:
+        half = student_t_quantile(0.975, len(values) - 1) * stdev(values) / sqrt(len(values))
+    return Estimate(mean=fmean(values), half=half, values=tuple(values))
+
+
+def markdown(table: "Table", result: dict[str, Any]) -> str:
+    """Return the tables as Markdown."""
+    lines = ["# Strategies side by side", ""]
+    lines += [f"`{' '.join(result['command'])}`; {result['seeds']} seeds of {result['requests']:,} requests;"]
+    lines += [f"{result['minutes']:.0f} minutes; {result['machine']}.", "", *_capacities(table)]
+    if table.beside:
+        lines += ["", *_beside(table)]
+    if table.overload:
+        lines += ["", *_overload(table)]
+    lines += ["", "## Ratios", ""]
+    lines += [f"- `{name}` = {'-' if v is None else format(v, '.3f')}" for name, v in result["ratios"].items()]
+    return "\n".join(lines) + "\n"
+
+
+def _capacities(table: "Table") -> list[str]:
+    lines = ["## Capacity as a share of the bound", ""]
+    lines += [f"Bound: {', '.join(f'{name} {rate:.2f} requests/s' for name, rate in table.bounds.items())}.", ""]
+    rows = list(dict.fromkeys(row for found in table.capacities.values() for row in found))
+    main = [row for row in rows if not row.startswith("slack, ")]
+    lines += _head(["workload", *main, "silo", "clairvoyant, at most"])
+    for name, found in table.capacities.items():
+        cells = [_cell(found.get(row), table.settings[name].get(row)) for row in main]
+        silo = table.silos.get(name)
+        relaxed = table.clairvoyant.get(name)
+        lines.append(_row([name, *cells, _figure(silo), _figure(relaxed)]))
+    parts = [row for row in rows if row.startswith("slack, ")]
+    if parts:
+        lines += ["", "### slack with one part removed", "", *_head(["workload", "slack", *parts])]
+        for name, found in table.capacities.items():
+            if any(part in found for part in parts):
+                lines.append(_row([name, _cell(found["slack"]), *(_cell(found.get(part)) for part in parts)]))
+    return lines
+
+
+def _beside(table: "Table") -> list[str]:
+    loads = sorted({b.load for b in table.beside})
+    lines = ["## Chat (TTFT 1 s, TPOT 50 ms, 5 %) beside an unlimited backlog", ""]
+    lines += ["Attainment of the chat class / batch tokens a second, at chat loads as a share of the bound.", ""]
+    lines += _head(["policy", *(f"{load:g}" for load in loads)])
+    for policy in dict.fromkeys(b.policy for b in table.beside):
+        cells = []
+        for load in loads:
+            found = [b for b in table.beside if b.policy == policy and b.load == load]
+            cells.append(f"{fmean(b.attainment for b in found):.3f} / {fmean(b.batch_tokens_per_s for b in found):,.0f}")
+        lines.append(_row([policy, *cells]))
+    return lines
+
+
+def _overload(table: "Table") -> list[str]:
+    loads = sorted({o.load for o in table.overload})
+    lines = ["## Attainment past the bound (chat, TTFT 2 s, TPOT 50 ms)", ""]
+    lines += ["All requests / the quartile of the longest prompts.", "", *_head(["policy", *(f"{x:g}" for x in loads)])]
+    for policy in dict.fromkeys(o.policy for o in table.overload):
+        cells = []
+        for load in loads:
+            found = [o for o in table.overload if o.policy == policy and o.load == load]
+            cells.append(f"{fmean(o.attainment for o in found):.3f} / {fmean(o.longest for o in found):.2f}")
+        lines.append(_row([policy, *cells]))
+    return lines
+
+
+def _head(cells: Sequence[str]) -> list[str]:
+    return [_row(cells), "|" + "---|" * len(cells)]
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _cell(found: Estimate | None, setting: str | None = None) -> str:
+    if found is None:
+        return "-"
+    which = "" if setting is None else f" ({setting.split(maxsplit=1)[1] if ' ' in setting else setting})"
+    return f"{found.mean:.3f} ± {found.half:.3f}{which}"
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
