@@ -7,8 +7,8 @@ every token; here everything runs over the logits where llama.cpp left them, in 
 - greedy is an argmax;
 - a draw from the whole distribution needs no order at all: sums of blocks of 256 weights find the block, a running sum
   within it finds the token;
-- top-k and top-p need only the largest weights. Thresholds that fall in stages find a superset of them which is
-  *proved* to hold the answer (it has k members, or the mass p), and only that is sorted. So the result is exact.
+- top-k needs only what reaches a bound that is cheap to find (`likeliest`), top-p only the order within one of many
+  bins (`_nucleus`). Both are exact.
 
 A grammar is asked about the drawn token first, as one token is cheap to check; when it objects, the likeliest tokens
 are masked and the draw is repeated, and only then the whole vocabulary. A masked token never was a candidate, so (but
@@ -33,7 +33,9 @@ Floats = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.intp]
 
 _BLOCK: Final = 256
-_STAGES: Final = (1e-2, 1e-4, 1e-7, 0.0)
+_GROUP: Final = 64
+_LIKELY: Final = 1e-4
+_BIN_SHIFT: Final = 18
 _CHECKED_FIRST: Final = 256
 LOGPROBS_MAX: Final = 20
 BIASES_MAX: Final = 1024
@@ -72,30 +74,43 @@ class Scratch:
 
 
 def survivors(weights: Floats, sampling: Sampling) -> Ids:
-    """Return the ids that min-p, top-k and top-p leave, in this order, largest weight first.
+    """Return the ids that min-p, top-k and top-p leave, applied in this order.
 
     The largest weight is 1, so a weight is at once the ratio that min-p speaks of. Top-p measures the mass of what
     top-k left.
     """
-    least, top_k = sampling.min_p, sampling.top_k
-    if top_k == 0 and sampling.top_p >= 1.0:
-        return np.flatnonzero(weights >= least)
-    mass = 0.0 if top_k else sampling.top_p * float(weights[weights >= least].sum(dtype=np.float64))
-    ids = np.empty(0, dtype=np.intp)
-    for stage in _STAGES:
-        ids = np.flatnonzero(weights >= max(stage, least))
-        is_enough = len(ids) >= top_k if top_k else float(weights[ids].sum(dtype=np.float64)) >= mass
-        if is_enough or stage <= least:
-            break
-    ids = ids[np.argsort(-weights[ids], kind="stable")]
-    if top_k:
-        ids = ids[:top_k]
-    if sampling.top_p < 1.0:
-        running = np.cumsum(weights[ids], dtype=np.float64)
-        ids = ids[
-            : int(np.searchsorted(running, sampling.top_p * (running[-1] if top_k else mass / sampling.top_p))) + 1
-        ]
-    return ids
+    if sampling.top_k:
+        ids = likeliest(weights, min(sampling.top_k, len(weights)))
+        ids = ids[weights[ids] >= sampling.min_p]
+        if sampling.top_p < 1.0:
+            running = np.cumsum(weights[ids], dtype=np.float64)
+            ids = ids[: int(np.searchsorted(running, sampling.top_p * running[-1])) + 1]
+        return ids
+    ids = np.flatnonzero(weights >= sampling.min_p)
+    if sampling.top_p >= 1.0:
+        return ids
+    mass = sampling.top_p * float(weights[ids].sum(dtype=np.float64))
+    likely = np.flatnonzero(weights >= max(_LIKELY, sampling.min_p))
+    is_enough = float(weights[likely].sum(dtype=np.float64)) > mass
+    return _nucleus(weights, likely if is_enough else ids, mass)
+
+
+def _nucleus(weights: Floats, ids: Ids, mass: float) -> Ids:
+    """Return the fewest of `ids` whose weights come to `mass`.
+
+    The upper bits of a positive float grow with it, so they sort weights into bins, 32 to an octave; only the bin in
+    which the mass is reached is sorted.
+    """
+    values = weights[ids]
+    bins = values.view(np.int32) >> _BIN_SHIFT
+    running = np.cumsum(np.bincount(bins, weights=values)[::-1])
+    reached = min(int(np.searchsorted(running, mass)), len(running) - 1)
+    last = len(running) - 1 - reached
+    inside = np.flatnonzero(bins == last)
+    inside = inside[np.argsort(-values[inside], kind="stable")]
+    missing = mass - (running[reached - 1] if reached else 0.0)
+    count = int(np.searchsorted(np.cumsum(values[inside], dtype=np.float64), missing)) + 1
+    return np.concatenate([ids[bins > last], ids[inside[:count]]])
 
 
 class Sampler:
@@ -198,11 +213,20 @@ def log_total(row: Floats) -> float:
 
 
 def likeliest(row: Floats, count: int) -> Ids:
-    """Return the ids of the `count` largest logits, largest first."""
+    """Return the ids of the `count` largest logits, largest first.
+
+    The largest of disjoint groups are distinct tokens, so the `count`-th largest of these maxima bounds the answer from
+    below, and only what reaches it is sorted.
+    """
     if count == 0:
         return np.empty(0, dtype=np.intp)
-    ids = np.argpartition(row, -count)[-count:]
-    return ids[np.argsort(-row[ids], kind="stable")]
+    groups = len(row) // _GROUP
+    if count <= groups:
+        maxima = row[: groups * _GROUP].reshape(_GROUP, groups).max(axis=0)
+        ids = np.flatnonzero(row >= np.partition(maxima, -count)[-count])
+    else:
+        ids = np.arange(len(row))
+    return ids[np.argsort(-row[ids], kind="stable")[:count]]
 
 
 def check_sampling(sampling: Sampling, vocabulary: int) -> None:
