@@ -29,7 +29,7 @@ from setpoint.steptime.hardware import Hardware
 
 POINTS = Path(__file__).parent / "data" / "published-points.csv"
 METRICS: tuple[Metric, ...] = ("throughput", "tpot", "ttft", "prefill")
-QUICK_FOLDS, QUICK_ROUNDS, ROUNDS = 5, 3, 5
+QUICK_FOLDS, QUICK_ROUNDS, ROUNDS = 5, 3, 4
 UNKNOWN_ERROR = ExpectedError(throughput=0.0, tpot=0.0, ttft=0.0, values=0)
 MISSED = 3.0
 """The |ln| that counts for a row that is predicted not to run at all."""

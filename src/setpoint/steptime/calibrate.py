@@ -65,7 +65,7 @@ class Spread(msgspec.Struct, frozen=True):
     factor_share: float = 0.25
     factor_overhead: float = 1.0
     stream: float = 0.3
-    factor_stream: float = 1.5
+    factor_stream: float = 3.0
 
     def of(self, key: Key) -> float:
         """Return that of one parameter.

@@ -8,7 +8,8 @@ lumps of one prompt or one budget. The mean step is then
 and B / (o tau) requests finish a second. Little's law closes the loop: over a closed loop of K requests, B plus those
 in prefill plus those waiting is K; under an offered load the B is sought that finishes what arrives. KV room and slots
 bound B. Arrivals wait for the prompts before them as in an M/D/1 queue of prefills: rho s / (2 (1 - rho)) on average,
-ln(100 rho) s / (2 (1 - rho)) at P99 (Allen-Cunneen with deterministic service). On a simulated replica the form came within 3 % of TPOT under Poisson arrivals.
+ln(100 rho) s / (2 (1 - rho)) at P99 (Allen-Cunneen with deterministic service). On a simulated replica the form came
+within 3 % of TPOT under Poisson arrivals.
 """
 
 from collections.abc import Callable
@@ -162,7 +163,7 @@ class Replica(msgspec.Struct, frozen=True, kw_only=True):
         )
 
     def _cycle(self, lengths: Lengths, decodes: float) -> tuple[float, float, float]:
-        """Return (mean step, seconds that a prompt is in prefill, share of time in steps with prefill)."""
+        """Return (mean step, seconds that a prompt is in prefill, share of the time for prefill that is used)."""
         prompt, output = lengths.prompt_tokens - lengths.cached_tokens, lengths.output_tokens
         context = decodes * lengths.held
         base = self.step.seconds_of(decodes, context)
@@ -174,7 +175,7 @@ class Replica(msgspec.Struct, frozen=True, kw_only=True):
         often = min(1.0, needed / lump)
         tau = (1.0 - often) * base + often * mixed
         prefill_s = mixed * max(1.0, prompt / lump)
-        return tau, prefill_s, often * mixed / tau
+        return tau, prefill_s, often * mixed / tau * lump / self.limits.budget_tokens
 
 
 def disaggregated(
