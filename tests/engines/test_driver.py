@@ -1,6 +1,7 @@
 """The driver between asyncio, the real machine and the real engine: what is asked is answered, and nothing is kept."""
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing, asynccontextmanager
 from typing import Any
@@ -33,8 +34,14 @@ class CountingExecutor(LlamaExecutor):
     steps = 0
     failures = 0
 
+    def __init__(self, *parts: Any, **sizes: Any) -> None:  # noqa: ANN401 - passed on as they come
+        super().__init__(*parts, **sizes)
+        self.may_run = threading.Event()
+        self.may_run.set()
+
     def run(self, *plan: Any) -> StepOutput:  # noqa: ANN401 - passed on as it comes
         self.steps += 1
+        assert self.may_run.wait(30)
         if self.failures:
             self.failures -= 1
             raise EngineError("the device is gone")
@@ -184,7 +191,7 @@ def test_leaving_while_waiting_costs_no_step(executor: CountingExecutor) -> None
 
     async def talk() -> None:
         async with driving(executor, observer=watch) as driver:
-            runs = [asyncio.create_task(answer(driver, asking(executor.model, output_tokens=30))) for _ in range(2)]
+            runs = [asyncio.create_task(answer(driver, asking(executor.model, output_tokens=16))) for _ in range(2)]
             await until(lambda: sum(driver.status.running.values()) == 2)
             waits = asyncio.create_task(answer(driver, asking(executor.model, class_name="batch")))
             await until(lambda: driver.status.waiting.get("batch") == 1)
@@ -196,22 +203,28 @@ def test_leaving_while_waiting_costs_no_step(executor: CountingExecutor) -> None
     assert (left.class_name, left.output_tokens, left.ttft_s) == ("batch", 0, None)
 
 
-def test_what_is_preempted_goes_on_as_if_nothing_had_happened(executor: CountingExecutor) -> None:
+def test_what_is_preempted_goes_on_as_if_nothing_had_happened(model: Model) -> None:
     watch = Watch()
-    long = asking(executor.model, "The meaning of life is", 40, class_name="batch")
+    # each needs 3 of the 4 blocks before it ends
+    executor = CountingExecutor(model, slots=2, kv_tokens=64, prefix_tokens=0, prefixes=0, step_tokens_max=32)
+    ask = asking(model, "The meaning of life is", 30)
 
-    async def talk() -> list[GenerationEvent]:
-        machine = new_machine(executor)
-        async with driving(executor, handle=machine.handle, observer=watch) as driver:
-            runs = [asyncio.create_task(answer(driver, long)) for _ in range(2)]
-            await until(lambda: len(watch.all("gaps")) > 4)
-            urgent = await answer(driver, asking(executor.model, output_tokens=3))
-            assert isinstance(urgent[-1], Finished)
-            return [events[-1] for events in await asyncio.gather(*runs)]
+    async def talk() -> list[list[GenerationEvent]]:
+        handle = new_machine(executor, "continuous").handle
+        async with driving(executor, handle=handle, observer=watch) as driver:
+            return await asyncio.gather(*(answer(driver, ask) for _ in range(2)))
 
-    ends = asyncio.run(talk())
-    assert "batch" in watch.all("preempted")
-    assert all(isinstance(end, Finished) and end.output_tokens == 40 for end in ends)
+    try:
+        answers = asyncio.run(talk())
+    finally:
+        assert executor.is_empty
+        executor.close()
+    assert watch.all("preempted") == ["chat"]
+    assert sorted(record.preemptions for record in watch.all("ended")) == [0, 1]
+    for events in answers:
+        end = events[-1]
+        assert isinstance(end, Finished)
+        assert end.output_tokens == sum(e.tokens for e in events if isinstance(e, Piece)) == 30
 
 
 def test_a_strategy_that_waits_is_woken(executor: CountingExecutor) -> None:
@@ -280,6 +293,23 @@ def test_an_engine_that_fails_again_and_again_is_given_up_with_its_reason(execut
     assert executor.steps == 3
     assert failure is not None
     assert "the device is gone" in failure
+
+
+def test_an_engine_that_does_not_end_its_step_is_told_until_it_does(executor: CountingExecutor) -> None:
+    async def talk() -> tuple[list[Any], list[GenerationEvent], str | None]:
+        async with driving(executor, stall_s=0.1) as driver:
+            executor.may_run.clear()
+            first = asyncio.create_task(answer(driver, asking(executor.model)))
+            await until(lambda: driver.status.failure is not None)
+            ask = answer(driver, asking(executor.model))
+            second = list(await asyncio.gather(ask, return_exceptions=True))
+            executor.may_run.set()
+            return second, await first, driver.status.failure
+
+    second, first, failure = asyncio.run(talk())
+    assert isinstance(second[0], EngineError)
+    assert isinstance(first[-1], Finished)
+    assert failure is None
 
 
 def test_a_fault_of_the_machine_ends_the_service_and_not_the_process(executor: CountingExecutor) -> None:

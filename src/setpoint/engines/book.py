@@ -83,14 +83,14 @@ class Book:
         """Note what the last step was."""
         self.seen.step = record
 
-    def hand_over(self) -> tuple[list[tuple[Ticket, Delivery]], Observation]:
+    def hand_over(self, *, is_stepping: bool) -> tuple[list[tuple[Ticket, Delivery]], Observation]:
         """Return the outbox and the observation with the present status, and start both anew."""
-        self.seen.status = self.status()
+        self.seen.status = self.status(is_stepping=is_stepping)
         outbox, seen = self._outbox, self.seen
         self._outbox, self.seen = [], Observation()
         return outbox, seen
 
-    def status(self) -> DriverStatus:
+    def status(self, *, is_stepping: bool) -> DriverStatus:
         """Return what is held at this instant."""
         running = Counter(ticket.class_name for ticket in self._admitted.values())
         return DriverStatus(
@@ -100,5 +100,6 @@ class Book:
             kv_blocks=self.capacity.kv_blocks,
             kv_blocks_used=sum(self.capacity.blocks(t.computed_tokens) for t in self._admitted.values()),
             is_draining=self.is_draining,
+            is_stepping=is_stepping,
             failure=self.failure,
         )

@@ -15,6 +15,8 @@ from itertools import count
 from types import TracebackType
 from typing import Self
 
+import msgspec
+
 from setpoint.engines.api import Executor, Finished, Generation, GenerationEvent, Refused, TextStream
 from setpoint.engines.loop import EngineLoop
 from setpoint.engines.observe import DriverStatus, Observation, Observer
@@ -24,6 +26,7 @@ from setpoint.errors import EngineError
 from setpoint.units import Instant
 
 JOIN_TIMEOUT_S = 10.0
+STALL_S = 120.0
 
 log = logging.getLogger(__name__)
 
@@ -40,12 +43,14 @@ class Driver:
         observer: Observer | None = None,
         journal_sink: JournalSink | None = None,
         requests_max: int = 4096,
+        stall_s: float = STALL_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Take the machine's door `handle` and the executor over: nobody else may call either from now on.
 
         `requests_max` bounds the requests held at once, waiting or running. `journal_sink` is called on the engine
-        thread with each event and its commands; `observer` on the event loop.
+        thread with each event and its commands; `observer` on the event loop. A step that takes longer than `stall_s`
+        counts as a failure until it ends.
         """
         self._text_stream = text_stream
         self._observer = observer
@@ -63,8 +68,18 @@ class Driver:
         self._engine_loop = EngineLoop(
             Parts(handle=handle, executor=executor, clock=clock, deliver=self._post_batch, journal_sink=journal_sink)
         )
-        self.status = DriverStatus(slots=executor.capacity.slots, kv_blocks=executor.capacity.kv_blocks)
+        self._stall_s = stall_s
+        self._status = DriverStatus(slots=executor.capacity.slots, kv_blocks=executor.capacity.kv_blocks)
+        self._status_at = clock()
+
+    @property
+    def status(self) -> DriverStatus:
         """The latest known; read it on the event loop."""
+        silent_s = self._clock() - self._status_at
+        if self._status.is_stepping and self._status.failure is None and silent_s > self._stall_s:
+            failure = f"the engine has been in one step for {silent_s:.0f} s"
+            return msgspec.structs.replace(self._status, failure=failure)
+        return self._status
 
     async def __aenter__(self) -> Self:
         """Start the engine thread."""
@@ -90,8 +105,9 @@ class Driver:
         Closing the iterator early cancels the request: its slot and KV are free within one step. Raises `EngineError`
         when the engine fails, and `UserError` when it cannot serve this request (a schema that does not compile).
         """
-        if self.status.failure is not None:
-            raise EngineError(self.status.failure, hint="restart the server; /ready says when it serves again")
+        failure = self.status.failure
+        if failure is not None:
+            raise EngineError(failure, hint="/ready says when it serves again; it may need a restart")
         ticket = Ticket(next(self._ids), generation, self._text_stream(generation), Instant(self._clock()))
         if self._held >= self._requests_max:
             yield ticket.refused("queue_full")
@@ -136,7 +152,7 @@ class Driver:
             self._changed.notify()
 
     def _deliver(self, batch: list[tuple[Ticket, Delivery]], observation: Observation) -> None:
-        self.status = observation.status
+        self._status, self._status_at = observation.status, self._clock()
         for ticket, delivery in batch:
             ticket.queue.put_nowait(delivery)
         if self._observer is not None:

@@ -92,7 +92,7 @@ class EngineLoop:
 
     def flush(self) -> None:
         """Deliver what has gathered since the last time, if anything."""
-        self._parts.deliver(*self._book.hand_over())
+        self._parts.deliver(*self._book.hand_over(is_stepping=self.is_busy))
 
     # -------------------------------------------------------------------------------------------- events
 

@@ -45,7 +45,8 @@ class RequestRecord(msgspec.Struct, frozen=True, kw_only=True):
 class DriverStatus(msgspec.Struct, frozen=True, kw_only=True):
     """What the driver holds: requests by class, and how much of the engine is in use.
 
-    `failure` is set once the engine is given up; `is_draining` once no further request is taken.
+    `failure` is set once the engine is given up, or while it does not end a step; `is_draining` once no further request
+    is taken; `is_stepping` while a step runs or is about to.
     """
 
     running: Mapping[str, int] = {}
@@ -54,6 +55,7 @@ class DriverStatus(msgspec.Struct, frozen=True, kw_only=True):
     kv_blocks: int = 0
     kv_blocks_used: int = 0
     is_draining: bool = False
+    is_stepping: bool = False
     failure: str | None = None
 
 

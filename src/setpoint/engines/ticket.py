@@ -61,7 +61,11 @@ class Ticket:
         if sampled.logprob is not None:
             self._held_logprobs.append(sampled.logprob)
         text, is_stopped = self.text.push(sampled.token)
-        return (self._piece(text) if text else None), is_stopped
+        piece = self._piece(text) if text else None
+        if is_stopped:
+            # what is still held belongs to the stop string, which is not shown
+            self._held_logprobs.clear()
+        return piece, is_stopped
 
     def rest(self) -> Piece | None:
         """Return what was held back, now that the sequence is over, or `None`."""
