@@ -72,7 +72,8 @@ TREE = {"$defs": {"node": NODE}, "$ref": "#/$defs/node"}
         ({"anyOf": [{"type": "null"}, {"type": "object", "properties": {"x": {}}, "required": ["x"]}]},
          ["null", '{"x": [1, {}]}'], ["{}", "1"]),
         ({"allOf": [{"properties": {"x": {"type": "integer"}}, "required": ["x"]},
-                    {"properties": {"y": {"type": "null"}}, "required": ["y"]}]}, ['{"x": 1, "y": null}'], ['{"x": 1}']),
+                    {"properties": {"y": {"type": "null"}}, "required": ["y"]}]},
+         ['{"x": 1, "y": null}'], ['{"x": 1}']),
         ({}, ["null", '{"any": ["thing", 1.5, {"x": {}}]}'], ["nul", "{"]),
     ],
 )  # fmt: skip

@@ -15,6 +15,8 @@ from tests.engines.llamacpp.conversation import Conversation, generation
 from setpoint.engines.api import Sampling
 from setpoint.engines.llamacpp.chat import ChatTemplate
 from setpoint.engines.llamacpp.executor import LlamaExecutor
+from setpoint.engines.llamacpp.grammar import Grammar
+from setpoint.engines.llamacpp.json_schema import schema_to_gbnf
 from setpoint.engines.llamacpp.model import Model
 from setpoint.engines.llamacpp.sampling import Floats, Sampler, Scratch, likeliest, log_total, survivors
 from setpoint.errors import EngineError, RequestError
@@ -223,3 +225,19 @@ class TestOnTheModel:
         executor.release(1)
         executor.release(2)
         assert talk.tokens == alone
+
+    @pytest.mark.parametrize("said", ["", '{"na', '{"name": "', '{"name": "Ann", "n": [1,', '{"name": "é', "\n {"])
+    def test_masking_by_first_characters_masks_what_asking_about_every_token_does(
+        self, model: Model, said: str
+    ) -> None:
+        schema = '{"properties": {"name": {"type": "string"}, "n": {"type": "array"}}, "required": ["name"]}'
+        grammar = Grammar(model, schema_to_gbnf(schema))
+        for token in model.tokenize(said):
+            assert grammar.is_allowed(token)
+            grammar.accept(token)
+        quick, slow = logits(8, model.info.vocabulary), logits(8, model.info.vocabulary)
+        grammar.restrict(quick)
+        grammar.restrict(slow, np.arange(model.info.vocabulary))
+        assert np.array_equal(quick, slow)
+        assert np.isfinite(quick).any()
+        grammar.close()

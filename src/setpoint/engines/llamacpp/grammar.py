@@ -1,10 +1,15 @@
 """Output that follows a grammar: llama.cpp's GBNF machine, asked about one token or about all of them.
 
+Asking about every token of a vocabulary takes llama.cpp many milliseconds. But a token whose first character may not
+come next may not come either, and nearly every character is a token itself. So the characters are asked about first,
+and of the rest of the vocabulary only what begins with one of those that may come.
+
 llama.cpp throws a C++ exception, which would end the process, when a token is accepted that the grammar does not allow.
 So `accept` is only for tokens of which `is_allowed` said yes or which survived `restrict`.
 """
 
 import ctypes
+import weakref
 from typing import Any, Final
 
 import numpy as np
@@ -18,6 +23,21 @@ GRAMMAR_BYTES_MAX: Final = 65536
 _token_data = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
 
 
+class FirstBytes:
+    """The first byte of every token (256: none), and the tokens that are one ASCII character each."""
+
+    def __init__(self, model: Model) -> None:
+        """Read the whole vocabulary once."""
+        pieces = [model.piece(token) for token in range(model.info.vocabulary)]
+        self.of_token = np.array([piece[0] if piece else 256 for piece in pieces], dtype=np.int16)
+        singles = {piece[0]: token for token, piece in enumerate(pieces) if len(piece) == 1 and piece.isascii()}
+        self.characters = np.array(list(singles), dtype=np.intp)
+        self.tokens = np.array(list(singles.values()), dtype=np.intp)
+
+
+_first_bytes: weakref.WeakKeyDictionary[Model, FirstBytes] = weakref.WeakKeyDictionary()
+
+
 class Grammar:
     """The state of one output within a grammar."""
 
@@ -27,7 +47,7 @@ class Grammar:
             raise RequestError(f"the grammar is larger than {GRAMMAR_BYTES_MAX} bytes", param="grammar")
         if "\0" in text:
             raise RequestError("the grammar holds a null character", param="grammar")
-        self._native, self._vocabulary = model.native, model.info.vocabulary
+        self._native = model.native
         self._native.last_errors()
         self._handle: int | None = self._native.c.llama_sampler_init_grammar(model.vocab, text.encode(), b"root")
         if not self._handle:
@@ -37,6 +57,9 @@ class Grammar:
                 param="grammar",
             )
         self._one = np.zeros(1, dtype=_token_data)
+        if model not in _first_bytes:
+            _first_bytes[model] = FirstBytes(model)
+        self._first = _first_bytes[model]
 
     def is_allowed(self, token: int) -> bool:
         """Return whether the grammar lets `token` come next."""
@@ -46,11 +69,20 @@ class Grammar:
 
     def restrict(self, row: npt.NDArray[np.float32], ids: npt.NDArray[np.intp] | None = None) -> None:
         """Set the logits `row` of tokens that may not come next to minus infinity; look only at `ids` when given."""
-        data = np.zeros(self._vocabulary if ids is None else len(ids), dtype=_token_data)
-        data["id"] = np.arange(self._vocabulary) if ids is None else ids
-        data["logit"] = row if ids is None else row[ids]
+        if ids is None:
+            may_come = np.ones(257, dtype=np.bool_)
+            may_come[self._first.characters] = self._after(np.zeros_like(row), self._first.tokens) == 0.0
+            may_begin = may_come[self._first.of_token]
+            row[~may_begin] = -np.inf
+            ids = np.flatnonzero(may_begin)
+        row[ids] = self._after(row, ids)
+
+    def _after(self, row: npt.NDArray[np.float32], ids: npt.NDArray[np.intp]) -> npt.NDArray[np.float32]:
+        """Return the logits of `ids`, minus infinity for those that may not come next."""
+        data = np.zeros(len(ids), dtype=_token_data)
+        data["id"], data["logit"] = ids, row[ids]
         self._apply(data)
-        row[slice(None) if ids is None else ids] = data["logit"]
+        return np.asarray(data["logit"])
 
     def accept(self, token: int) -> None:
         """Move on over `token`, which must be allowed."""

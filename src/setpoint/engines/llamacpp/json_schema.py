@@ -10,16 +10,26 @@ where a comma is due): its size grows linearly with the properties, whichever of
 """
 
 import json
-from collections.abc import Mapping
-from typing import Any, Final, NoReturn
+from typing import Any, Final
 
+from setpoint.engines.llamacpp.json_keywords import (
+    NOTES,
+    Schema,
+    bound,
+    count,
+    known,
+    literal,
+    merge,
+    refuse,
+    repeat,
+    some,
+)
 from setpoint.engines.llamacpp.json_pattern import pattern_to_gbnf
 from setpoint.engines.llamacpp.json_range import integers_between
 from setpoint.errors import RequestError
 
 SCHEMA_BYTES_MAX: Final = 65536
-COUNT_MAX: Final = 2000
-"""The longest string or array that may be demanded or capped: a grammar unrolls each repetition."""
+
 
 _BASICS: Final = {
     "space": r'| " " | "\n" [ \t]{0,20}',
@@ -41,10 +51,6 @@ _FORMATS: Final = {
     r"(Z|[+-]([01]\d|2[0-3]):[0-5]\d)$",
     "uuid": r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$",
 }
-_NOTES: Final = frozenset({
-    "title", "description", "default", "examples", "example", "deprecated", "readOnly", "writeOnly", "$schema", "$id",
-    "$comment", "$anchor", "$defs", "definitions", "discriminator", "contentMediaType", "contentEncoding",
-})  # fmt: skip
 _OF_TYPE: Final[dict[str, frozenset[str]]] = {
     "object": frozenset({"properties", "required", "additionalProperties"}),
     "array": frozenset({"items", "prefixItems", "minItems", "maxItems"}),
@@ -54,13 +60,10 @@ _OF_TYPE: Final[dict[str, frozenset[str]]] = {
     "boolean": frozenset(),
     "null": frozenset(),
 }
-_GENERAL: Final = frozenset({"type", "enum", "const", "anyOf", "oneOf", "allOf", "$ref"})
-
-Schema = Mapping[str, Any]
 
 
 def schema_to_gbnf(schema: str) -> str:
-    """Return the GBNF text, start symbol `root`, for the JSON text `schema`; raise RequestError if it cannot be kept."""
+    """Return the GBNF text, start symbol `root`, for the JSON text `schema`; raise RequestError when it cannot."""
     if len(schema.encode()) > SCHEMA_BYTES_MAX:
         raise _refusal(f"is larger than {SCHEMA_BYTES_MAX} bytes")
     try:
@@ -94,23 +97,23 @@ class _Compiler:
         if schema is True or schema == {}:
             return "value"
         if not isinstance(schema, dict):
-            _fail(where, "is not a schema")
-        schema = {key: value for key, value in schema.items() if key not in _NOTES}
+            refuse(where, "is not a schema")
+        schema = {key: value for key, value in schema.items() if key not in NOTES}
         if set(schema) == {"$ref"}:
             return self._reference(schema["$ref"], where)
         if "$ref" in schema:
             target = self._resolve(schema.pop("$ref"), where)
-            return self._rule(_merge(target, schema, where), where)
+            return self._rule(merge(target, schema, where), where)
         if "allOf" in schema:
             return self._all_of(schema, where)
         for union in ("anyOf", "oneOf"):
             if union in schema:
                 base = {key: value for key, value in schema.items() if key != union}
-                options = [_merge(base, self._inline(option, where), where) for option in _some(schema[union], where)]
+                options = [merge(base, self._inline(option, where), where) for option in some(schema[union], where)]
                 return self._union([self._rule(o, f"{where}.{union}[{i}]") for i, o in enumerate(options)])
         if "const" in schema or "enum" in schema:
-            values = [schema["const"]] if "const" in schema else _some(schema["enum"], where)
-            return self._union([_literal(json.dumps(value, ensure_ascii=False)) for value in values])
+            values = [schema["const"]] if "const" in schema else some(schema["enum"], where)
+            return self._union([literal(json.dumps(value, ensure_ascii=False)) for value in values])
         return self._typed(schema, where)
 
     def _typed(self, schema: Schema, where: str) -> str:
@@ -121,17 +124,17 @@ class _Compiler:
         if isinstance(kinds, list):
             shared = {key: value for key, value in schema.items() if key != "type"}
             parts = [{k: v for k, v in shared.items() if k in _OF_TYPE.get(kind, shared)} for kind in kinds]
-            _known(shared, frozenset().union(*(_OF_TYPE.get(kind, frozenset()) for kind in kinds)), where)
+            known(shared, frozenset().union(*(_OF_TYPE.get(kind, frozenset()) for kind in kinds)), where)
             return self._union([self._of(kind, part, where) for kind, part in zip(kinds, parts, strict=True)])
         return self._of(kinds, schema, where)
 
     def _of(self, kind: object, schema: Schema, where: str) -> str:
         if kind == "value":
-            _known(schema, frozenset(), where)
+            known(schema, frozenset(), where)
             return "value"
         if not isinstance(kind, str) or kind not in _OF_TYPE:
-            _fail(where, f"has the unknown type {kind!r}")
-        _known(schema, _OF_TYPE[kind], where)
+            refuse(where, f"has the unknown type {kind!r}")
+        known(schema, _OF_TYPE[kind], where)
         compiler = {"object": self._object, "array": self._array, "string": self._string, "integer": self._integer}
         return compiler[kind](schema, where) if kind in compiler else kind
 
@@ -139,13 +142,13 @@ class _Compiler:
         properties = schema.get("properties", {})
         required = schema.get("required", [])
         if not isinstance(properties, dict) or not isinstance(required, list) or {type(n) for n in required} - {str}:
-            _fail(where, "has properties or required of the wrong kind")
+            refuse(where, "has properties or required of the wrong kind")
         properties = properties | {name: {} for name in required if name not in properties}
         if not properties:
             return self._map(schema.get("additionalProperties", True), where)
         first = more = '""'
         for name, inner in reversed(properties.items()):
-            pair = f'{_literal(json.dumps(name, ensure_ascii=False))} space ":" space ' + self._rule(
+            pair = f'{literal(json.dumps(name, ensure_ascii=False))} space ":" space ' + self._rule(
                 inner, f"{where}.{name}"
             )
             head, tail = self._add(f"{pair} {more}"), self._add(f'space "," space {pair} {more}')
@@ -164,35 +167,33 @@ class _Compiler:
         prefix, items = schema.get("prefixItems", []), schema.get("items", True)
         if isinstance(items, list):
             prefix, items = items, False
-        least, most = _count(schema, "minItems", where), _count(schema, "maxItems", where)
+        least, most = count(schema, "minItems", where), count(schema, "maxItems", where)
         if prefix:
             if (least or 0) > len(prefix) or (most is not None and most < len(prefix)):
-                _fail(where, "has prefixItems and another number of items")
+                refuse(where, "has prefixItems and another number of items")
             body = ' space "," space '.join(self._rule(item, f"{where}[{i}]") for i, item in enumerate(prefix))
             return self._add(f'"[" space {body} space "]"')
         if items is False or most == 0:
             return self._add('"[" space "]"')
         item = self._rule(items, f"{where}[]")
-        rest = f'(space "," space {item})' + _repeat(
-            max((least or 0) - 1, 0), None if most is None else most - 1, where
-        )
+        rest = f'(space "," space {item})' + repeat(max((least or 0) - 1, 0), None if most is None else most - 1, where)
         body = f"{item} {rest}" if least else f"({item} {rest})?"
         return self._add(f'"[" space {body} space "]"')
 
     def _string(self, schema: Schema, where: str) -> str:
-        least, most = _count(schema, "minLength", where), _count(schema, "maxLength", where)
+        least, most = count(schema, "minLength", where), count(schema, "maxLength", where)
         pattern = schema.get("pattern", _FORMATS.get(schema.get("format", "")))
         if pattern is not None:
             if least is not None or most is not None:
-                _fail(where, "has both a pattern or format and a length")
+                refuse(where, "has both a pattern or format and a length")
             return self._add(rf'"\"" {pattern_to_gbnf(pattern, where)} "\""')
         if least is None and most is None:
             return "string"
-        return self._add(rf'"\"" char{_repeat(least or 0, most, where)} "\""')
+        return self._add(rf'"\"" char{repeat(least or 0, most, where)} "\""')
 
     def _integer(self, schema: Schema, where: str) -> str:
-        least = _bound(schema, "minimum", "exclusiveMinimum", 1, where)
-        most = _bound(schema, "maximum", "exclusiveMaximum", -1, where)
+        least = bound(schema, "minimum", "exclusiveMinimum", 1, where)
+        most = bound(schema, "maximum", "exclusiveMaximum", -1, where)
         if least is None and most is None:
             return "integer"
         return self._add(integers_between(least, most, where))
@@ -202,22 +203,22 @@ class _Compiler:
 
     def _all_of(self, schema: Schema, where: str) -> str:
         merged: Schema = {key: value for key, value in schema.items() if key != "allOf"}
-        for part in _some(schema["allOf"], where):
-            merged = _merge(merged, self._inline(part, where), where)
+        for part in some(schema["allOf"], where):
+            merged = merge(merged, self._inline(part, where), where)
         return self._rule(merged, where)
 
     def _inline(self, schema: object, where: str) -> Schema:
         """Return `schema` without notes, its reference followed, so that it can be merged."""
         if not isinstance(schema, dict):
-            _fail(where, "combines something that is not a schema")
-        schema = {key: value for key, value in schema.items() if key not in _NOTES}
+            refuse(where, "combines something that is not a schema")
+        schema = {key: value for key, value in schema.items() if key not in NOTES}
         seen = 0
         while "$ref" in schema:
             seen += 1
             if seen > len(self._references) + 100:
-                _fail(where, "refers to itself without end")
+                refuse(where, "refers to itself without end")
             target = self._resolve(schema.pop("$ref"), where)
-            schema = dict(_merge({k: v for k, v in target.items() if k not in _NOTES}, schema, where))
+            schema = dict(merge({k: v for k, v in target.items() if k not in NOTES}, schema, where))
         return schema
 
     def _reference(self, reference: object, where: str) -> str:
@@ -227,90 +228,20 @@ class _Compiler:
             self._references[key] = name = self._add("")
             body = self._rule(target, "root" if key == "#" else key)
             if body == name:
-                _fail(where, "refers to itself without end")
+                refuse(where, "refers to itself without end")
             self._rules[name] = body
         return self._references[key]
 
     def _resolve(self, reference: object, where: str) -> dict[str, Any]:
         if not isinstance(reference, str) or not reference.startswith("#"):
-            _fail(where, f"refers to {reference!r}, which is outside the schema")
+            refuse(where, f"refers to {reference!r}, which is outside the schema")
         found: Any = self._document
         for part in reference[1:].strip("/").split("/") if len(reference) > 1 else []:
             found = found.get(part.replace("~1", "/").replace("~0", "~")) if isinstance(found, dict) else None
         if not isinstance(found, dict):
-            _fail(where, f"refers to {reference}, which does not exist")
+            refuse(where, f"refers to {reference}, which does not exist")
         return dict(found)
-
-
-def _merge(left: Schema, right: Schema, where: str) -> Schema:
-    """Return the schema that satisfies both, for the keywords that can be joined."""
-    merged = dict(left)
-    for key, value in right.items():
-        if key in _NOTES or merged.get(key, value) == value:
-            merged.setdefault(key, value)
-        elif key == "properties":
-            both = merged[key].keys() & value.keys()
-            merged[key] = merged[key] | value | {name: {"allOf": [merged[key][name], value[name]]} for name in both}
-        elif key == "required":
-            merged[key] = list(dict.fromkeys([*merged[key], *value]))
-        elif key in {"minimum", "minLength", "minItems"}:
-            merged[key] = max(merged[key], value)
-        elif key in {"maximum", "maxLength", "maxItems"}:
-            merged[key] = min(merged[key], value)
-        else:
-            _fail(where, f"combines two different values of {key}")
-    return merged
-
-
-def _known(schema: Schema, allowed: frozenset[str], where: str) -> None:
-    for key in schema:
-        if key not in allowed and key not in _GENERAL:
-            _fail(where, f"uses {key}, which cannot be enforced here")
-
-
-def _some(options: object, where: str) -> list[Any]:
-    if not isinstance(options, list) or not options:
-        _fail(where, "has an empty or malformed list of alternatives")
-    return options
-
-
-def _count(schema: Schema, key: str, where: str) -> int | None:
-    value = schema.get(key)
-    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
-        _fail(where, f"has {key} = {value!r}, which is no count")
-    if value is not None and value > COUNT_MAX:
-        _fail(where, f"has {key} = {value}, more than {COUNT_MAX}")
-    return value
-
-
-def _bound(schema: Schema, inclusive: str, exclusive: str, step: int, where: str) -> int | None:
-    values = [schema[inclusive]] if inclusive in schema else []
-    values += [schema[exclusive] + step] if isinstance(schema.get(exclusive), (int, float)) else []
-    if any(not isinstance(value, (int, float)) or int(value) != value for value in values):
-        _fail(where, f"has a fractional {inclusive}")
-    if not values:
-        return None
-    return int(max(values) if step > 0 else min(values))
-
-
-def _repeat(least: int, most: int | None, where: str) -> str:
-    if most is not None and most < least:
-        _fail(where, "allows no length at all")
-    return f"{{{least},{'' if most is None else most}}}"
-
-
-def _literal(text: str) -> str:
-    escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n").replace("\r", "\\r")
-    return f'"{escaped}"'
 
 
 def _refusal(what: str) -> RequestError:
     return RequestError(f"the JSON schema {what}", hint="simplify the schema", param="response_format")
-
-
-def _fail(where: str, what: str) -> NoReturn:
-    raise RequestError(
-        f"the JSON schema cannot be followed: {where} {what}",
-        hint="simplify the schema, or check the constraint in your own code",
-        param="response_format",
-    )
