@@ -111,7 +111,7 @@ class Ledger:
         """Prompt tokens that the waiting have yet to compute; those of harvest classes under `True`."""
         self.blocks_held = 0
         self.blocks_elsewhere = 0
-        """KV blocks that the engine counts as taken beyond `blocks_held` (or, where a prefix is shared, short of it)."""
+        """KV blocks that the engine counts as taken beyond `blocks_held` (short of it, where a prefix is shared)."""
         self.vacant = list(range(capacity.slots))
         """The slots that nobody holds, as a heap."""
         self._expiries: list[tuple[float, int]] = []
@@ -169,8 +169,10 @@ class Ledger:
 
     def hold(self, sequence: Sequence, computed_tokens: int) -> None:
         """Let a running sequence hold the blocks of `computed_tokens`; it never gives any back before its end."""
-        blocks = self.blocks_for(sequence, computed_tokens)
-        if blocks > sequence.blocks:
+        block_tokens = self.capacity.block_tokens
+        own_tokens = computed_tokens - sequence.cached_tokens
+        if own_tokens > sequence.blocks * block_tokens:
+            blocks = -(-own_tokens // block_tokens)
             self.blocks_held += blocks - sequence.blocks
             sequence.blocks = blocks
 

@@ -13,7 +13,16 @@ from setpoint.model.commands import (
     RunStep,
     WakeAt,
 )
-from setpoint.model.events import AnyEvent, Arrived, Cancelled, CapacityChanged, StepFinished, Tick
+from setpoint.model.events import (
+    AnyEvent,
+    Arrived,
+    Cancelled,
+    CapacityChanged,
+    StepAsked,
+    StepBegun,
+    StepFinished,
+    Tick,
+)
 from setpoint.model.plan import Binding, Bound, Horizon, StepPlan
 from setpoint.model.request import Request
 from setpoint.model.service import PRESETS, JudgedBy, ServiceClass, Slo, decode_deadline
@@ -42,6 +51,8 @@ __all__ = [
     "RunStep",
     "ServiceClass",
     "Slo",
+    "StepAsked",
+    "StepBegun",
     "StepFinished",
     "StepPlan",
     "StepShape",

@@ -4,7 +4,7 @@ import msgspec
 
 from setpoint.model.capacity import Capacity
 from setpoint.model.request import Request
-from setpoint.units import Instant, Seconds
+from setpoint.units import Blocks, Instant, Seconds
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defaults=True):
@@ -50,4 +50,29 @@ class Tick(Event, frozen=True, kw_only=True, omit_defaults=True):
     """Time has passed; a `WakeAt` asked for it."""
 
 
-AnyEvent = Arrived | Cancelled | StepFinished | CapacityChanged | Tick
+class StepAsked(Event, frozen=True, kw_only=True, omit_defaults=True):
+    """An engine that owns its loop is about to begin a step, perhaps while others are under way, and asks for a plan.
+
+    `free_blocks`: the KV blocks that nobody holds, by the engine's own count (`None`: as the ledger counts).
+    """
+
+    free_blocks: Blocks | None = None
+
+
+class StepBegun(Event, frozen=True, kw_only=True, omit_defaults=True):
+    """Such an engine has begun a step, and this is what it really computes, whatever was planned.
+
+    `step_id` rises from step to step; `StepFinished` follows for each in the same order. `preempted`: ids that the
+    engine took slot and KV back from, before the step. `admitted`: (id, cached tokens, known tokens) of those that it
+    let in: that many tokens of prompt and output are known, and the first of them were found in its cache. `decodes`
+    and `prefills` as in a plan.
+    """
+
+    step_id: int
+    decodes: tuple[int, ...] = ()
+    prefills: tuple[tuple[int, int], ...] = ()
+    admitted: tuple[tuple[int, int, int], ...] = ()
+    preempted: tuple[int, ...] = ()
+
+
+AnyEvent = Arrived | Cancelled | StepFinished | CapacityChanged | Tick | StepAsked | StepBegun

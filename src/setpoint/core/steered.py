@@ -1,0 +1,205 @@
+"""The replica machine inside an engine that owns its loop and runs ahead of its results.
+
+Such an engine asks for a plan (`StepAsked`) while steps are under way whose tokens nobody has seen, begins what it can
+of it, and says what that is (`StepBegun`); `StepFinished` follows for each step in order. So three things differ from
+the machine that drives an engine:
+
+- it plans when it is asked, and only then;
+- a plan takes effect when the engine has begun it, as far as it has: what the engine could not let in keeps waiting;
+- what has begun counts as done at once: its tokens as computed, one token yielded by each decode, none as the last but
+  where the limit of the request says so. `StepFinished` puts the instants right and ends those that have ended.
+
+A plan is made for the instant at which the engine will be free, which is when the steps under way are predicted to end.
+The ids of `StepPlan` count the answers to `StepAsked`; those of `StepBegun` are the engine's.
+"""
+
+from collections import deque
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from setpoint.core.filling import Draft
+from setpoint.core.ledger import Sequence
+from setpoint.core.replica import ReplicaMachine
+from setpoint.core.state import Strategy
+from setpoint.model import (
+    AnyCommand,
+    AnyEvent,
+    Arrived,
+    Cancelled,
+    Capacity,
+    CapacityChanged,
+    RunStep,
+    ServiceClass,
+    StepAsked,
+    StepBegun,
+    StepFinished,
+    StepPlan,
+    StepShape,
+    StepTime,
+    chunk_work,
+)
+from setpoint.units import Instant, Seconds
+
+
+class Underway(NamedTuple):
+    """A step that has begun: what it computes, whose tokens it yields, and which of these are first ones."""
+
+    step_id: int
+    shape: StepShape
+    predicted_s: float
+    yields: frozenset[int]
+    firsts: tuple[int, ...]
+
+
+class SteeredMachine(ReplicaMachine):
+    """Decides inside an engine that asks; see `ReplicaMachine` for the door and the commands."""
+
+    def __init__(
+        self, strategy: Strategy, classes: Mapping[str, ServiceClass], capacity: Capacity, step_time: StepTime
+    ) -> None:
+        """Start idle and empty."""
+        super().__init__(strategy, classes, capacity, step_time)
+        self.underway: deque[Underway] = deque()
+        """The steps that have begun and not finished, oldest first."""
+        self._busy_since = 0.0
+        self._heard_at = 0.0
+
+    def handle(self, event: AnyEvent) -> list[AnyCommand]:
+        """Take in what has happened; return what is to be done, in order."""
+        assert event.at >= self._heard_at, "events come in the order of their instants"
+        self._heard_at = self.state.now = event.at
+        out = self._out = []
+        if isinstance(event, StepFinished):
+            self._finished(event)
+        elif isinstance(event, StepBegun):
+            self._begun(event)
+        elif isinstance(event, Arrived):
+            self._arrived(event.request)
+        elif isinstance(event, Cancelled):
+            self._cancelled(event.request_id)
+        elif isinstance(event, CapacityChanged):
+            self._capacity_changed(event.capacity)
+        self._expire()
+        if isinstance(event, StepAsked):
+            self._asked(event)
+        return out
+
+    def free_at(self, now: float) -> float:
+        """Return when the engine will have done all that is under way, as predicted."""
+        free_at = self._busy_since
+        for step in self.underway:
+            free_at = max(now, free_at + step.predicted_s)
+        return max(now, free_at)
+
+    def _asked(self, event: StepAsked) -> None:
+        state = self.state
+        if event.free_blocks is not None:
+            self.ledger.reconcile(event.free_blocks)
+        state.now = self.free_at(event.at)
+        draft = self._drafted()
+        while draft.is_empty and draft.preempted:
+            draft = self._drafted()
+        if not draft.is_empty:
+            self._out.append(RunStep(plan=self._planned(draft)))
+        state.now = event.at
+
+    def _planned(self, draft: Draft) -> StepPlan:
+        self._steps += 1
+        return StepPlan(
+            step_id=self._steps,
+            decodes=tuple([s.id for s in draft.decodes]),
+            prefills=tuple([(s.id, tokens) for s, tokens in draft.chunks.items()]),
+            predicted_s=Seconds(draft.price()),
+            cap_s=None if draft.cap_s is None else Seconds(draft.cap_s),
+            bound_by=draft.binding,
+        )
+
+    def _begun(self, event: StepBegun) -> None:
+        """Put the step under way, and count it as done when it is predicted to end."""
+        ledger = self.ledger
+        for request_id in event.preempted:
+            sequence = ledger.sequences.get(request_id)
+            if sequence is not None and sequence.slot is not None:
+                ledger.preempt(sequence, self.strategy.key(sequence, self.state))
+        for request_id, cached_tokens, known_tokens in event.admitted:
+            sequence = ledger.sequences.get(request_id)
+            if sequence is not None and sequence.slot is None:
+                self._admit(sequence, cached_tokens, known_tokens)
+        shape = self._shape_of(event)
+        predicted_s = self.state.step_time.seconds(*shape)
+        if not self.underway:
+            self._busy_since = event.at
+        ends_at = Instant(self.free_at(event.at) + predicted_s)
+        yielding = [s for i in event.decodes if (s := ledger.decoding.get(i)) is not None]
+        for sequence in yielding:
+            sequence.computed_tokens += 1
+            ledger.hold(sequence, sequence.computed_tokens)
+        for request_id, tokens in event.prefills:
+            sequence = ledger.prefilling.get(request_id)
+            if sequence is not None and self._has_prefilled(sequence, tokens):
+                yielding.append(sequence)
+        firsts = self._yield_early(yielding, ends_at)
+        yields = frozenset([s.id for s in yielding])
+        self.underway.append(Underway(event.step_id, shape, predicted_s, yields, firsts))
+
+    def _admit(self, sequence: Sequence, cached_tokens: int, known_tokens: int) -> None:
+        """Let a sequence in with what the engine found in its cache."""
+        assert 0 <= cached_tokens < known_tokens, "something is left to compute"
+        self.ledger.admit(sequence)
+        sequence.cached_tokens = sequence.computed_tokens = cached_tokens
+        sequence.target_tokens = known_tokens
+        sequence.output_tokens = known_tokens - sequence.prompt_tokens
+        self.ledger.hold(sequence, known_tokens)
+
+    def _shape_of(self, event: StepBegun) -> StepShape:
+        decoding, prefilling = self.ledger.decoding, self.ledger.prefilling
+        contexts = [s.computed_tokens for i in event.decodes if (s := decoding.get(i)) is not None]
+        chunks = [(s.computed_tokens, n) for i, n in event.prefills if (s := prefilling.get(i)) is not None]
+        work = sum(chunk_work(computed, tokens) for computed, tokens in chunks)
+        return StepShape(len(contexts), sum(contexts), sum(tokens for _, tokens in chunks), work, len(chunks))
+
+    def _has_prefilled(self, sequence: Sequence, tokens: int) -> bool:
+        """Count a chunk as computed; return whether the prompt is complete, so that decoding begins."""
+        assert 0 < tokens <= sequence.remaining_tokens, "no more is computed than is known"
+        ledger = self.ledger
+        sequence.computed_tokens += tokens
+        if sequence.remaining_tokens:
+            return False
+        del ledger.prefilling[sequence.id]
+        ledger.decoding[sequence.id] = sequence
+        return True
+
+    def _yield_early(self, yielding: list[Sequence], ends_at: Instant) -> tuple[int, ...]:
+        """Count one token of each as yielded at `ends_at`; return the ids of those for which it is the first."""
+        ledger = self.ledger
+        firsts = []
+        for sequence in yielding:
+            if sequence.first_token_at is None:
+                sequence.first_token_at = ends_at
+                firsts.append(sequence.id)
+            sequence.output_tokens += 1
+            if sequence.output_tokens >= sequence.output_tokens_max:
+                del ledger.decoding[sequence.id]
+                ledger.ending[sequence.id] = sequence
+        return tuple(firsts)
+
+    def _finished(self, event: StepFinished) -> None:
+        """Learn from the oldest step under way, and put right what was presumed of it."""
+        step = self.underway.popleft()
+        assert event.step_id == step.step_id, "steps finish in the order in which they began"
+        self._busy_since = event.at
+        self.shape = step.shape
+        self._learn(event.step_seconds)
+        sequences = self.ledger.sequences
+        for request_id in step.firsts:
+            sequence = sequences.get(request_id)
+            if sequence is not None:
+                sequence.first_token_at = Instant(event.at)
+        for request_id in event.stopped:
+            sequence = sequences.get(request_id)
+            if sequence is None:
+                continue
+            sequence.output_tokens -= sum(request_id in later.yields for later in self.underway)
+            self.strategy.saw_finish(sequence, self.state)
+            is_full = sequence.output_tokens >= sequence.output_tokens_max
+            self._finish(sequence, "length" if is_full else "stop")
