@@ -5,7 +5,7 @@ protected work and harvest have different ones; the largest chunk within it is f
 because the step-time model is monotone.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 from setpoint.core.ledger import Ledger, Sequence
 from setpoint.model import Binding, Bound, StepShape, StepTime, chunk_work
@@ -151,8 +151,10 @@ class Draft:
         self.price()
         return bound
 
-    def blocks_short(self, decoding: Iterable[Sequence]) -> int:
+    def blocks_short(self, decoding: Collection[Sequence]) -> int:
         """Return how many KV blocks are missing for a decode of each of `decoding`; at most 0 when none is."""
+        if len(decoding) <= self.free_blocks:
+            return 0
         block_tokens = self.ledger.capacity.block_tokens
         needed = sum(s.computed_tokens - s.cached_tokens >= s.blocks * block_tokens for s in decoding)
         return needed - self.free_blocks
@@ -169,6 +171,7 @@ class Draft:
 
     def preempt(self, victim: Sequence) -> None:
         """Plan to take the slot and the KV of `victim`, which the step does not use, back."""
+        self.binding = Binding("kv" if self.free_slots > 0 else "slots")
         self.preempted[victim] = None
         self.free_slots += 1
         self.free_blocks += victim.blocks

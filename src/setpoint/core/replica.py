@@ -138,17 +138,25 @@ class ReplicaMachine:
         for request_id in plan.decodes:
             sequence = ledger.decoding.get(request_id)
             if sequence is not None:
-                yielded = repeats + extra.get(request_id, 1) - 1
-                self._yielded(sequence, yielded, yielded, is_stopped=request_id in stopped)
+                yielded = repeats + extra[request_id] - 1 if request_id in extra else repeats
+                sequence.computed_tokens += yielded
+                sequence.output_tokens += yielded
+                ledger.hold(sequence, sequence.computed_tokens)
+                if request_id in stopped or sequence.output_tokens >= sequence.output_tokens_max:
+                    self._ended(sequence, is_stopped=request_id in stopped)
         for request_id, tokens in plan.prefills:
             sequence = ledger.prefilling.get(request_id)
             if sequence is not None:
-                is_complete = tokens == sequence.remaining_tokens
-                self._yielded(sequence, tokens, int(is_complete), is_stopped=request_id in stopped)
+                sequence.computed_tokens += tokens
+                ledger.hold(sequence, sequence.computed_tokens)
+                if sequence.remaining_tokens == 0:
+                    self._first_token(sequence, is_stopped=request_id in stopped)
 
     def _learn(self, step_seconds: tuple[Seconds, ...]) -> None:
         state = self.state
         shape = self.shape
+        if state.step_time.is_fixed and not shape.prefill_tokens:
+            return
         for seconds in step_seconds:
             state.step_time.observe(shape, seconds)
             if shape.prefill_tokens:
@@ -157,21 +165,20 @@ class ReplicaMachine:
                 state.prefill_s = old + share * (seconds / shape.prefill_tokens - old)
             shape = shape._replace(context_tokens=shape.context_tokens + shape.decodes)
 
-    def _yielded(self, sequence: Sequence, computed: int, yielded: int, *, is_stopped: bool) -> None:
+    def _first_token(self, sequence: Sequence, *, is_stopped: bool) -> None:
+        """Note the token that the end of a prefill yields (the first, unless it is a recomputed one)."""
         ledger = self.ledger
-        sequence.computed_tokens += computed
-        ledger.hold(sequence, sequence.computed_tokens)
-        if not yielded:
-            return
         if sequence.first_token_at is None:
             sequence.first_token_at = Instant(self.state.now)
-        sequence.output_tokens += yielded
-        if sequence.id in ledger.prefilling:
-            del ledger.prefilling[sequence.id]
-            ledger.decoding[sequence.id] = sequence
+        sequence.output_tokens += 1
+        del ledger.prefilling[sequence.id]
+        ledger.decoding[sequence.id] = sequence
         if is_stopped or sequence.output_tokens >= sequence.output_tokens_max:
-            self.strategy.saw_finish(sequence, self.state)
-            self._finish(sequence, "stop" if is_stopped else "length")
+            self._ended(sequence, is_stopped=is_stopped)
+
+    def _ended(self, sequence: Sequence, *, is_stopped: bool) -> None:
+        self.strategy.saw_finish(sequence, self.state)
+        self._finish(sequence, "stop" if is_stopped else "length")
 
     def _finish(self, sequence: Sequence, reason: FinishReason) -> None:
         self.ledger.remove(sequence)
