@@ -1,20 +1,18 @@
 """What holds for every strategy, whatever comes in."""
 
-from itertools import pairwise
-
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from setpoint.core.strategies import make_strategy
-from setpoint.model import Arrived, Finish, Reject, RunStep
-from tests.core.worlds import STRATEGIES, Run, World, worlds
+from setpoint.model import Finish
+from tests.core.worlds import STRATEGIES, Run, worlds
 
 everyone = pytest.mark.parametrize("strategy", STRATEGIES)
 
 
 @everyone
+@settings(max_examples=20)
 @given(data=st.data())
 def test_every_request_ends_exactly_once_and_leaves_no_residue(strategy: str, data: st.DataObject) -> None:
     world = data.draw(worlds(strategy))
@@ -26,6 +24,7 @@ def test_every_request_ends_exactly_once_and_leaves_no_residue(strategy: str, da
 
 
 @everyone
+@settings(max_examples=20)
 @given(data=st.data())
 def test_a_finished_request_yielded_just_its_tokens_however_often_it_was_preempted(
     strategy: str, data: st.DataObject
@@ -40,6 +39,7 @@ def test_a_finished_request_yielded_just_its_tokens_however_often_it_was_preempt
 
 
 @everyone
+@settings(max_examples=20)
 @given(data=st.data())
 def test_the_same_events_give_the_same_commands(strategy: str, data: st.DataObject) -> None:
     world = data.draw(worlds(strategy))

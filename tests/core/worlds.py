@@ -1,7 +1,7 @@
 """Worlds for the laws: random requests, capacities and faults, small enough that every corner is met."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -111,13 +111,15 @@ class Run:
         self._noise = random.Random(world.seed)
         self._truth = world.step_time()
 
-    def play(self) -> "Run":
-        """Run until nothing is left to do, with every invariant checked after every event."""
+    def play(self, watch: Callable[[ReplicaMachine, list[AnyCommand]], None] | None = None) -> "Run":
+        """Run until nothing is left to do, with every invariant checked after every event; `watch` sees each reply."""
         for event in self._events():
             commands = self.machine.handle(event)
             self.journal.append((event, commands))
             self._obey(commands)
             assert violations(self.machine, has_shrunk=self.has_shrunk) == []
+            if watch is not None:
+                watch(self.machine, commands)
             assert len(self.journal) < 20_000, "the machine does not come to rest"
         return self
 
@@ -202,15 +204,16 @@ def a_class(draw: st.DrawFn, name: str, *, is_harvest: bool) -> ServiceClass:
     )
 
 
-def a_capacity(draw: st.DrawFn) -> Capacity:
-    """Draw a capacity: few slots, few blocks, small steps."""
+def a_capacity(draw: st.DrawFn, *, is_crowded: bool) -> Capacity:
+    """Draw a capacity: few slots or, for a crowd, few blocks; small steps."""
     block_tokens = draw(st.sampled_from([1, 4, 16]))
+    kv_tokens = 130 if is_crowded else draw(st.sampled_from([130, 160, 400, 40]))
     return Capacity(
-        slots=draw(st.sampled_from([1, 2, 3, 8])),
-        kv_blocks=Blocks(max(1, draw(st.sampled_from([24, 48, 96, 400])) // block_tokens)),
+        slots=8 if is_crowded else draw(st.sampled_from([3, 8, 2, 1])),
+        kv_blocks=Blocks(-(-kv_tokens // block_tokens)),
         block_tokens=Tokens(block_tokens),
-        step_tokens_max=Tokens(draw(st.sampled_from([1, 3, 16, 64, 512]))),
-        context_tokens_max=Tokens(draw(st.sampled_from([40, 100, 1000]))),
+        step_tokens_max=Tokens(draw(st.sampled_from([16, 64, 512, 3, 1]))),
+        context_tokens_max=Tokens(draw(st.sampled_from([1000, 1000, 100]))),
     )
 
 
@@ -222,7 +225,8 @@ def worlds(draw: st.DrawFn, strategy: str, *, is_faulty: bool = True, requests_m
         "voice": a_class(draw, "voice", is_harvest=False),
         "batch": a_class(draw, "batch", is_harvest=True),
     }
-    capacity = a_capacity(draw)
+    is_crowded = draw(st.booleans())
+    capacity = a_capacity(draw, is_crowded=is_crowded)
     world = World(
         strategy=strategy,
         classes=classes,
@@ -234,10 +238,10 @@ def worlds(draw: st.DrawFn, strategy: str, *, is_faulty: bool = True, requests_m
         is_learning=is_faulty and draw(st.booleans()),
     )
     at = 0.0
-    for request_id in range(draw(st.integers(1, requests_max))):
-        at += draw(st.sampled_from([0.0, 0.0, 0.001, 0.01, 0.3, 2.0]))
-        prompt = draw(st.integers(1, 30) | st.integers(1, 90))
-        longest = draw(st.sampled_from([1, 2, 9, 30]))
+    for request_id in range(draw(st.integers(4, requests_max) | st.integers(1, 3))):
+        at += draw(st.sampled_from([0.0, 0.001, 0.01] if is_crowded else [0.0, 0.001, 0.01, 0.3, 2.0]))
+        prompt = draw(st.sampled_from([1, 7, 16, 17, 30] if is_crowded else [1, 7, 16, 17, 40, 80, 95]))
+        longest = draw(st.sampled_from([20, 60, 100] if is_crowded else [1, 2, 9, 35]))
         request = Request(
             id=request_id,
             class_name=draw(st.sampled_from(["chat", "chat", "voice", "batch", "batch"])),
@@ -247,11 +251,11 @@ def worlds(draw: st.DrawFn, strategy: str, *, is_faulty: bool = True, requests_m
             cached_tokens=Tokens(draw(st.sampled_from([0, 0, prompt // 2, prompt - 1]))),
             ttft_s=draw(st.sampled_from([None, None, None, Seconds(0.5)])),
         )
-        leaves_at = at + draw(st.sampled_from([0.0, 0.005, 0.05])) if is_faulty and draw(st.booleans()) else NEVER
-        world.asks.append(Ask(request, draw(st.integers(1, longest)), leaves_at))
+        stays_s = draw(st.sampled_from([NEVER, NEVER, NEVER, NEVER, 0.0, 0.02])) if is_faulty else NEVER
+        output_tokens = longest if draw(st.booleans()) else draw(st.integers(1, longest))
+        world.asks.append(Ask(request, output_tokens, at + stays_s))
     if is_faulty:
-        instants = draw(st.lists(st.sampled_from([0.0, 0.002, 0.02, 0.1, 0.4]), max_size=3))
+        instants = draw(st.lists(st.sampled_from([0.002, 0.02, 0.1, 0.4, 0.0]), max_size=2))
         for instant in sorted(instants):
-            changed = a_capacity(draw)
-            world.changes.append((instant, changed))
+            world.changes.append((instant, a_capacity(draw, is_crowded=is_crowded and draw(st.booleans()))))
     return world

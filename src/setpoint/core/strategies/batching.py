@@ -137,8 +137,8 @@ def decode_or_preempt(draft: Draft, decoding: Iterable[Sequence], order: Callabl
             victim = candidates.pop()
             draft.preempt(victim)
             wanted.pop(victim, None)
-            draft.binding = Binding("kv")
-    draft.add_decodes(wanted)
+    if draft.add_decodes(wanted):
+        draft.binding = Binding("tokens" if draft.tokens_left < 1 else "kv")
 
 
 def decode_horizon(draft: Draft, state: State, *, is_gated: bool = False) -> Horizon:
