@@ -45,7 +45,7 @@ class SlackOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     (at most, where the tail of the step-time model allows it) and `boldness`: the first values of the margins (see
     `setpoint.core.setpoints`), which stay there unless `is_controlled`. `arrival`: share of the tightest TTFT target
     that a step may last. `idle_step_s`: the longest step when no protected class was seen for `memory_s`.
-    `lateness_max`: tokens by which a decode may lag before it is no longer asked to catch up. `reserve`: share of slots
+    `reserve`: share of slots
     and KV that batch work leaves free. The other `is_...` switches exist so that what a part is worth can be measured.
     """
 
@@ -57,7 +57,6 @@ class SlackOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     arrival: float = 0.5
     idle_step_s: float = 0.5
     memory_s: float = 60.0
-    lateness_max: float = 5.0
     reserve: float = 0.1
     is_controlled: bool = True
     is_sized: bool = True
@@ -168,13 +167,9 @@ class Slack(Strategy):
         arrival_s = self.setpoints.longest_step_s(state.now)
         cap_s, tightest = None, None
         for sequence in draft.decodes:
-            due = None if sequence.is_harvest else sequence.token_deadline()
-            if due is None:
+            slack = None if sequence.is_harvest else self._slack(sequence, draft.seconds, state.now)
+            if slack is None:
                 continue
-            slack = due - state.now
-            tpot_s = sequence.slo.tpot_s or 0.0
-            if slack < -self._options.lateness_max * tpot_s:
-                slack = tpot_s
             room = self.setpoints.pace(sequence) * slack
             if cap_s is None or room < cap_s:
                 cap_s, tightest = room, sequence.id
@@ -190,6 +185,21 @@ class Slack(Strategy):
         if cap_s is None or own_s < cap_s:
             return _Limits(own_s, None, harvest_s)
         return _Limits(cap_s, tightest, harvest_s)
+
+    def _slack(self, sequence: Sequence, least_s: float, now: float) -> float | None:
+        """Return the slack of a decode; `None` if it has no deadline, or can no longer keep it on the average.
+
+        `least_s` is the time of a step of nothing but the decodes: what such steps cannot make good by the longest
+        output is lost, and to wait for it would only keep others out (a target that this engine cannot meet at all
+        would otherwise let in one request after the other).
+        """
+        due = sequence.token_deadline()
+        if due is None or sequence.slo.tpot_s is None:
+            return None
+        slack = due - now
+        left = sequence.output_tokens_max - sequence.output_tokens
+        is_lost = least_s - slack > left * max(0.0, sequence.slo.tpot_s - least_s)
+        return None if is_lost else slack
 
     def _prefill(self, draft: Draft, limits: _Limits, state: State) -> float | None:
         """Put in protected prefills: those in time, urgent batch work, those given up; return the spare seconds."""
@@ -267,8 +277,10 @@ class Slack(Strategy):
                 continue
             is_first = is_empty and not draft.decodes
             blocker = draft.add_decode(sequence, None if is_first else cap_s)
-            if blocker in {"slack", "tokens"}:
-                draft.binding = Binding("harvest" if blocker == "slack" else blocker)
+            if blocker is None:
+                continue
+            draft.binding = Binding("harvest" if blocker == "slack" else blocker)
+            if blocker != "kv":
                 break
         self._harvest_prefills(draft, cap_s, state)
         self._is_harvesting |= any(s.is_harvest for s in draft.decodes) or any(s.is_harvest for s in draft.chunks)
