@@ -99,7 +99,7 @@ class KernelTables:
             "sum_prefill_tokens": prefill_tokens,
             "sum_prefill_kv_tokens": round(max(0.0, cached) * prefills / prefill_tokens) if prefill_tokens else 0,
             "num_decode_requests": decodes,
-            "sum_decode_kv_tokens": max(decodes, context_tokens),
+            "sum_decode_kv_tokens": max(decodes, context_tokens) if decodes else 0,
         }
         kernels_s = float(self._tables.estimate_forward_pass_time_ms(self._query)) / 1e3
         return kernels_s + self.overhead.step_s + decodes * self.overhead.sequence_s

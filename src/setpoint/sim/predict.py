@@ -1,5 +1,7 @@
 """Predicts a published point: the solver that fits its load, over the roofline of its set-up."""
 
+from collections.abc import Callable
+
 import msgspec
 
 from setpoint.sim.published import Metric, Point
@@ -10,10 +12,13 @@ from setpoint.steptime.finite import finite_run, lengths
 from setpoint.steptime.hardware import Hardware
 from setpoint.steptime.memory import fit
 from setpoint.steptime.roofline import roofline
-from setpoint.steptime.setup import Layout, Setup
-from setpoint.steptime.steady import Estimate, Replica, disaggregated
+from setpoint.steptime.setup import Setup
+from setpoint.steptime.steady import Estimate, Replica, StepSeconds, disaggregated
 
 Predicted = dict[Metric, float]
+Source = Callable[[Setup, Point], StepSeconds | None]
+"""Gives the step time of a set-up, or `None` where it has none."""
+
 _AT_CAPACITY = 0.85
 """A load nearer than this to the predicted capacity is within the model's own error of it: taken as at capacity."""
 
@@ -28,15 +33,29 @@ WEIGHTS: dict[Metric, float] = {"throughput": 1.0, "tpot": 1.0, "ttft": 0.7, "pr
 """How much each metric counts in a fit."""
 
 
-def predict(point: Point, architecture: Architecture, hardware: Hardware, calibration: Calibration) -> Predicted:
+def predict(
+    point: Point,
+    architecture: Architecture,
+    hardware: Hardware,
+    calibration: Calibration,
+    *,
+    source: Source | None = None,
+) -> Predicted:
     """Return the predicted value of every metric that the load has; empty when the model does not fit.
+
+    The step time comes from `source`, by default the roofline under `calibration`.
 
     Of several possible layouts the one with the highest throughput is taken, as a submitter would.
     """
     best: Predicted = {}
     efficiency = calibration.of(engine=point.engine, generation=hardware.generation)
     for layout in point.layouts:
-        found = _with_layout(point, layout, architecture, hardware, calibration)
+        setup = Setup(architecture=architecture, hardware=hardware, quantization=point.quantization, layout=layout)
+        if source is not None:
+            step = source(setup, point)
+        else:
+            step = roofline(setup, calibration, engine=point.engine, is_streamed=point.is_streamed)
+        found = {} if step is None else _with_step(point, setup, step)
         if found.get("throughput", 0.0) > best.get("throughput", 0.0):
             best = found
     if point.is_served and "ttft" in best:
@@ -44,12 +63,8 @@ def predict(point: Point, architecture: Architecture, hardware: Hardware, calibr
     return best
 
 
-def _with_layout(
-    point: Point, layout: Layout, architecture: Architecture, hardware: Hardware, calibration: Calibration
-) -> Predicted:
-    setup = Setup(architecture=architecture, hardware=hardware, quantization=point.quantization, layout=layout)
-    step = roofline(setup, calibration, engine=point.engine, is_streamed=point.is_streamed)
-    room = fit(setup)
+def _with_step(point: Point, setup: Setup, step: StepSeconds) -> Predicted:
+    layout, room = setup.layout, fit(setup)
     if point.kind == "single":
         return _single(point, Replica(step=step, fit=room, limits=point.limits))
     if not room.is_fitting:
