@@ -28,6 +28,7 @@ class Command(NamedTuple):
 
 COMMANDS: dict[str, Command] = {
     "serve": Command("setpoint.cli.serve", "serve", "Serve a model behind an OpenAI-compatible API."),
+    "tune": Command("setpoint.cli.tune", "tune", "Find the operating point that meets the targets at least cost."),
     "bench": Command(
         "setpoint.cli.bench", "bench", "Measure an endpoint: a run, a curve, or the highest rate within the SLOs."
     ),

@@ -2,8 +2,8 @@
 
 Attainment falls as load rises, but one measured trial may contradict another. The trials of a strategy are therefore
 made monotone first: pool-adjacent-violators on the scale of the targets (its logarithm), weighted by the requests of
-each trial, the least-squares fit that never falls as the rate rises (Ayer et al., 1955). The same fit on the two ends
-of the intervals says between which rates the truth lies.
+each trial, the least-squares fit that never falls as the rate rises (Ayer et al., 1955). How far the true limit may lie
+from the highest rate that held is read off the posterior of all trials at once (`setpoint.loadgen.crossing`).
 """
 
 import math
@@ -11,19 +11,25 @@ from collections.abc import Sequence
 
 import msgspec
 
+from setpoint.loadgen.crossing import Crossing, Observation, crossing
 from setpoint.metrics import sample_size_min
-from setpoint.planner.trial import SCALE_MAX, Trial, scale_of
+from setpoint.planner.trial import SCALE_MAX, ClassTrial, Trial
 
 KEPT_UP_RATIO = 0.9
 """An overloaded trial in which fewer of the offered requests were completed than this did not keep up."""
+OVERLOAD_REQUESTS_MIN = 20
+"""Fewer requests than this show no trend: a handful that straddles the end of the window looks like a backlog."""
+FLOODED_SHARE, FLOODED_N = 0.3, 40.0
+"""A growing backlog counts as this share of misses at least, in so many requests."""
+REACH = 3.0
 
 
 class Holding(msgspec.Struct, frozen=True, kw_only=True):
     """The highest load that held, for targets multiplied by `factor`.
 
-    `rate_rps` is the rate of the trial `trial` (an index into those given). `low_rps`: held even at the unfavourable
-    end of the interval; `high_rps`: the lowest rate that failed even at the favourable end; `None` where no trial shows
-    it. `crossing_rps` estimates where the targets would just be met. `is_supported`: the sample bears the percentile.
+    `rate_rps` is the rate of the trial `trial` (an index into those given). `crossing_rps` estimates where the targets
+    would just be met, and [`low_rps`, `high_rps`] holds that rate with 90 % probability; what no trial has failed at is
+    `None`, and so is everything for looser targets. `is_supported`: the sample bears the percentile.
     """
 
     factor: float
@@ -57,36 +63,60 @@ def usable(trials: Sequence[Trial]) -> list[int]:
 def highest(trials: Sequence[Trial], *, factor: float = 1.0) -> Holding | None:
     """Return the highest load of one strategy that held for targets times `factor`, or `None` when none did."""
     order = usable(trials)
-    values, lows, highs, weights = [], [], [], []
-    for index in order:
-        value, low, high = _scales(trials[index])
-        values.append(_log(value))
-        lows.append(_log(low))
-        highs.append(_log(high))
-        weights.append(float(trials[index].requests))
+    fitted = monotone([_log(_scale(trials[i])) for i in order], [float(trials[i].requests) for i in order])
     limit = math.log(factor) + 1e-9
-    fitted = monotone(values, weights)
     held = [place for place, value in enumerate(fitted) if value <= limit]
     if not held:
         return None
     last = held[-1]
-    rates = [trials[index].rate_rps for index in order]
-    sure = [rate for rate, value in zip(rates, monotone(highs, weights), strict=True) if value <= limit]
-    lost = [rate for rate, value in zip(rates, monotone(lows, weights), strict=True) if value > limit]
+    rate = trials[order[last]].rate_rps
+    limits = limit_of(trials) if factor <= 1.0 else None
+    has_failed = any(value > limit for value in fitted)
     return Holding(
         factor=factor,
         trial=order[last],
-        rate_rps=rates[last],
-        low_rps=max(sure, default=None),
-        high_rps=min(lost, default=None),
-        crossing_rps=_crossing(rates, fitted, last, limit),
+        rate_rps=rate,
+        low_rps=None if limits is None else min(rate, limits.at(0.05)),
+        high_rps=None if limits is None or not has_failed else max(rate, limits.at(0.95)),
+        crossing_rps=None if limits is None or not has_failed else max(rate, limits.at(0.5)),
         is_supported=is_supported(trials[order[last]]),
     )
 
 
+def limit_of(trials: Sequence[Trial], *, around_rps: float | None = None) -> Crossing | None:
+    """Return the distribution of the rate at which the targets would just be met, or `None` without any trial.
+
+    Nothing is known beforehand but that it lies within a factor of `REACH` of the rates tried (and of `around_rps`).
+    """
+    order = usable(trials)
+    judged = [(trials[i], worst) for i in order if (worst := trials[i].worst()) is not None]
+    rates = [trial.rate_rps for trial, _ in judged] + ([] if around_rps is None else [around_rps])
+    if not rates:
+        return None
+    allowed = [1.0 - worst.scale.q for _, worst in judged if worst.scale is not None]
+    seen = [one for trial, worst in judged if (one := _observed(trial, worst)) is not None]
+    return crossing(seen, min(allowed, default=0.05), min(rates) / REACH, max(rates) * REACH)
+
+
+def _observed(trial: Trial, worst: ClassTrial) -> Observation | None:
+    share = worst.attainment
+    if share is None:
+        return None
+    missed = 1.0 - share.value
+    if is_flooded(trial):
+        return Observation(rate=trial.rate_rps, share=max(missed, FLOODED_SHARE), n=max(share.n_eff, FLOODED_N))
+    return Observation(rate=trial.rate_rps, share=missed, n=share.n_eff)
+
+
 def holds(trial: Trial) -> bool:
     """Tell whether the targets were met in this trial, taken alone."""
-    return trial.is_valid and _scales(trial)[0] <= 1.0 + 1e-9
+    return trial.is_valid and _scale(trial) <= 1.0 + 1e-9
+
+
+def is_flooded(trial: Trial) -> bool:
+    """Tell whether a backlog grew for as long as the trial went on."""
+    is_behind = trial.completed_rps < KEPT_UP_RATIO * trial.offered_rps
+    return trial.is_overloaded and is_behind and trial.requests >= OVERLOAD_REQUESTS_MIN
 
 
 def is_supported(trial: Trial) -> bool:
@@ -100,36 +130,17 @@ def least_scale(trials: Sequence[Trial]) -> tuple[int, float] | None:
     order = usable(trials)
     if not order:
         return None
-    fitted = monotone([_log(_scales(trials[i])[0]) for i in order], [float(trials[i].requests) for i in order])
+    fitted = monotone([_log(_scale(trials[i])) for i in order], [float(trials[i].requests) for i in order])
     if fitted[0] >= _log(SCALE_MAX):
         return None
     block = [place for place, value in enumerate(fitted) if value == fitted[0]]
     return order[block[-1]], math.exp(fitted[0])
 
 
-def _scales(trial: Trial) -> tuple[float, float, float]:
-    """Return (value, low, high) of the scale of the worst class; a trial that did not keep up holds at no scale."""
-    if trial.is_overloaded and trial.completed_rps < KEPT_UP_RATIO * trial.offered_rps:
-        return SCALE_MAX, SCALE_MAX, SCALE_MAX
-    worst = trial.worst()
-    if worst is None or worst.scale is None:
-        return 1.0, 1.0, 1.0
-    value = scale_of(worst)
-    low = worst.scale.low if worst.scale.low is not None else 0.0
-    high = worst.scale.high if worst.scale.high is not None else math.inf
-    return value, min(low, value), max(high, value)
+def _scale(trial: Trial) -> float:
+    """Return the scale of the worst class; a trial with a growing backlog holds at no scale."""
+    return SCALE_MAX if is_flooded(trial) else trial.scale
 
 
 def _log(scale: float) -> float:
     return math.log(min(max(scale, 1.0 / SCALE_MAX), SCALE_MAX))
-
-
-def _crossing(rates: Sequence[float], fitted: Sequence[float], last: int, limit: float) -> float | None:
-    """Return the rate at which the fitted scale passes the limit, between the last that held and the next."""
-    if last + 1 >= len(rates):
-        return None
-    low, high = fitted[last], fitted[last + 1]
-    if high >= _log(SCALE_MAX) or high <= low:
-        return None
-    share = max(0.0, min(1.0, (limit - low) / (high - low)))
-    return rates[last] + share * (rates[last + 1] - rates[last])

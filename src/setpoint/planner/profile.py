@@ -4,7 +4,7 @@ A pool of sequences with contexts of geometrically spread lengths is prefilled o
 steps are the prefill samples. Then probes are run in rounds, each round all of them in a fresh random order, so that a
 machine that slows down for a while spoils no single shape: decodes of so many sequences of the pool, short contexts or
 long ones; prompt chunks alone; both together. The median over the rounds is the sample of a probe. Rounds go on until
-the time given is spent, and one round is always run.
+the time given is spent; a machine so slow that the first round does not end in time is fitted to a part of it.
 
 The executor is driven directly, with no scheduler and no server between.
 """
@@ -26,7 +26,10 @@ CHUNKS = (8, 16, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 MIXED_DECODES = (2, 8, 16)
 MIXED_CHUNKS = (16, 64, 192)
 CONTEXT_MIN, CONTEXT_MAX = 24, 2048
-POOL_SHARE = 0.3
+POOL_SHARE, POOL_SHARE_MAX = 0.3, 0.45
+POOL_MIN = 4
+SAMPLES_MIN = 25
+"""For a fit that holds a fifth of them out, and a second one of the rest."""
 ROUNDS_MAX = 12
 ID_FIRST = -1_000_000
 _TINY_S = 1e-6
@@ -82,7 +85,7 @@ def design(capacity: Capacity, pool: int) -> list[Probe]:
 
 
 class Profiler:
-    """Drives an idle executor; leaves it empty. `clock` in seconds; `chance` draws prompts and the order of probes."""
+    """Drives an idle executor of two slots or more; leaves it empty. `clock` in seconds; `chance` draws prompts and the order of probes."""
 
     def __init__(self, executor: Executor, clock: Callable[[], float], chance: Chance, *, key: str) -> None:
         self._executor, self._clock, self._chance, self._key = executor, clock, chance, key
@@ -104,11 +107,11 @@ class Profiler:
         try:
             self._fill_pool(start, budget_s, on_progress)
             probes = design(self._executor.capacity, len(self._pool))
-            while self.rounds < ROUNDS_MAX and not (self.rounds and self._clock() - start > budget_s):
+            while self._goes_on(start, budget_s):
                 self._round(probes, lambda: on_progress(min(1.0, (self._clock() - start) / budget_s)), start + budget_s)
         except KeyboardInterrupt:
             is_cut = True
-            if len(self._samples()) < 20:  # noqa: PLR2004 - what `fit` asks for
+            if len(self._samples()) < SAMPLES_MIN:
                 raise
         finally:
             self._release_all()
@@ -131,7 +134,13 @@ class Profiler:
                 self._prefills.append((shape, self._timed([], [(request_id, tokens)])))
                 done += tokens
             self._pool.append((request_id, context))
+            if len(self._pool) >= POOL_MIN and self._clock() - start > budget_s * POOL_SHARE_MAX:
+                break
             on_progress(min(1.0, (self._clock() - start) / budget_s))
+
+    def _goes_on(self, start: float, budget_s: float) -> bool:
+        is_wanted = self._clock() - start < budget_s or len(self._samples()) < SAMPLES_MIN
+        return is_wanted and self.rounds < ROUNDS_MAX
 
     def _round(self, probes: Sequence[Probe], tick: Callable[[], None], end: float) -> None:
         order = list(probes)
@@ -141,7 +150,7 @@ class Profiler:
         for probe in order:
             self._seen.setdefault(probe, []).append(self._probe(probe))
             tick()
-            if self.rounds and self._clock() > end:
+            if self._clock() > end and len(self._samples()) >= SAMPLES_MIN:
                 return
         self.rounds += 1
 
@@ -200,7 +209,11 @@ class Profiler:
             middle = median(seconds for _, seconds in samples)
             # the context grows by a token a round: the middle one stands for all
             medians.append((samples[len(samples) // 2][0], Seconds(middle)))
-        return [*medians, *self._prefills[:: max(1, len(self._prefills) // 40)]]
+        samples = [*medians, *self._prefills[:: max(1, len(self._prefills) // 40)]]
+        if len(samples) >= SAMPLES_MIN:
+            return samples
+        # an engine so small that it has few shapes: every repeat counts
+        return [*(sample for group in self._seen.values() for sample in group), *self._prefills]
 
     def _profile(self, seconds: float, *, is_cut: bool) -> Profile:
         samples = self._samples()

@@ -1,21 +1,22 @@
 """Where to measure next, and for how long: the trials of one strategy within a time that is given.
 
-The first rate comes from the simulator. Then the load rises until the targets fail, or falls until they hold, and the
-bracket is halved (geometrically) until it is narrow. All trials count in the end (`holding`), so that one unlucky trial
-misleads the search for a step and not the answer. Once the bracket is narrow, what time is left goes to the rate that
-is to be recommended, with fresh draws.
+The first rate comes from the simulator. Then the load rises until the targets fail, or falls until they hold. From then
+on each next rate is a quantile of the posterior of the limit, a little below its median more often than above it: what
+is to be recommended must have been measured, and must hold. All trials count in the end (`holding`), so that an unlucky
+one misleads the search for a step and not the answer. The search ends with the time, not with a certainty: how sure the
+answer is stands beside it (`setpoint bench` searches until it is sure).
 """
 
 from collections.abc import Sequence
 
 import msgspec
 
-from setpoint.planner.holding import highest, usable
+from setpoint.planner.holding import holds, limit_of, usable
 from setpoint.planner.trial import Trial
 
 FIRST_OF_GUESS = 0.8
-UP, DOWN = 1.35, 0.55
-BRACKET_MIN = 1.12
+UP, DOWN = 1.6, 0.6
+LOOK_AT = (0.5, 0.3, 0.4)
 TRIALS_MAX = 12
 LOW_MIN = 1.0 / 24.0
 
@@ -37,6 +38,8 @@ class Time(msgspec.Struct, frozen=True, kw_only=True):
 
 QUICK = Time(total_s=155.0, profile_s=14.0, trials=4, trials_naive=2, window_min_s=5.0, forecast_requests=120)
 FULL = Time(total_s=840.0, profile_s=60.0, trials=6, trials_naive=3, window_min_s=10.0, forecast_requests=400)
+REQUESTS_MIN = 20.0
+"""What a trial should see at least, where time allows."""
 START_S = 6.0
 """What the start and the end of a server take, about."""
 TAIL_RATIO = 0.35
@@ -60,28 +63,32 @@ def window_s(left_s: float, trials_left: int, servers_left: int) -> float:
     return max(0.0, left_s - START_S * servers_left) / max(1, trials_left) / (1.0 + TAIL_RATIO)
 
 
+def stretched(window: float, rate_rps: float, trials_left: int) -> float:
+    """Return the window made longer for a low rate, at the expense of the other trials of the same strategy."""
+    return min(max(window, REQUESTS_MIN / rate_rps), window * max(1, trials_left))
+
+
 def next_rate(trials: Sequence[Trial], guess_rps: float) -> float | None:
     """Return the rate to measure next, or `None` when nothing more is worth measuring."""
     order = usable(trials)
-    if len(trials) >= TRIALS_MAX:
+    if len(trials) >= TRIALS_MAX or (not order and len(trials) > 1):
         return None
     if not order:
-        return guess_rps * FIRST_OF_GUESS if len(trials) < 2 else None  # noqa: PLR2004 - two invalid ones suffice
+        return guess_rps * FIRST_OF_GUESS
     rates = [trials[index].rate_rps for index in order]
-    held = highest(trials)
-    if held is None:
+    is_held = [holds(trials[index]) for index in order]
+    if not any(is_held):
         lower = rates[0] * DOWN
         return lower if lower >= guess_rps * LOW_MIN else None
-    above = [rate for rate in rates if rate > held.rate_rps]
-    if not above:
-        return held.rate_rps * UP
-    if above[0] / held.rate_rps > BRACKET_MIN:
-        return float((above[0] * held.rate_rps) ** 0.5)
-    return held.rate_rps
+    if all(is_held):
+        return rates[-1] * UP
+    limits = limit_of(trials, around_rps=guess_rps)
+    assert limits is not None
+    return limits.at(LOOK_AT[len(trials) % len(LOOK_AT)])
 
 
 def naive_rates(guess_rps: float, trials: int) -> list[float]:
-    """Return the rates for a baseline that is measured for the curve alone: from a third of the guess to all of it."""
+    """Return the rates for a baseline that is measured for the curve alone: around the guess, so that batches fill."""
     if trials == 1:
-        return [guess_rps * 0.6]
-    return [guess_rps * (0.35 + 0.65 * index / (trials - 1)) for index in range(trials)]
+        return [guess_rps]
+    return [guess_rps * (0.6 + 0.8 * index / (trials - 1)) for index in range(trials)]

@@ -25,11 +25,11 @@ def machine_facts(executor: LlamaExecutor, load_before: float | None) -> Machine
     )
 
 
-def model_facts(executor: LlamaExecutor) -> Subject:
-    """Return which model it is."""
+def model_facts(executor: LlamaExecutor, name: str) -> Subject:
+    """Return which model it is; `name` is what it was asked for by."""
     info = executor.model.info
     return Subject(
-        name=info.name,
+        name=name,
         file=executor.model.path.name,
         description=info.description,
         parameters=info.parameters,

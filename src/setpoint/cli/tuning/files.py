@@ -1,5 +1,6 @@
 """The files of a result: `result.json`, `setpoint.toml`, `curve.svg`, `report.html`."""
 
+import textwrap
 from pathlib import Path
 
 import tomli_w
@@ -21,7 +22,10 @@ def write_outputs(result: Tuning, asked: Asked, folder: Path) -> list[Path]:
 
     Without a recommendation there is no `setpoint.toml`, and an older one is left as it is.
     """
-    svg = draw(panels(result), caption=f"{result.model.file} on {result.machine.processor}; {verdict(result)}")
+    svg = draw(
+        panels(result),
+        caption=f"{result.model.name}, {result.machine.processor}, {result.machine.cores} cores, {result.started_at}",
+    )
     toml = settings_text(result, asked)
     texts = {
         "result.json": encode(result).decode() + "\n",
@@ -52,7 +56,7 @@ def settings_text(result: Tuning, asked: Asked) -> str | None:
     target = main_target(result)
     promise = "" if target is None else targets_of(target, result.choice.factor)
     head = [
-        f"# {verdict(result)}",
+        *(f"# {line}" for line in textwrap.wrap(verdict(result), 100)),
         f"# Measured {result.started_at} by setpoint {result.version}: {result.command}",
         f"# {result.model.file}, {result.machine.processor}, {result.machine.cores} cores, {result.machine.engine}",
         f"# The class {result.target} is promised {promise}.",

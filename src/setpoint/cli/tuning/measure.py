@@ -2,6 +2,7 @@
 
 import contextlib
 import tempfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -56,7 +57,8 @@ def run_trial(  # noqa: PLR0913 - the trial, and who looks on
     warmup = max(WARMUP_MIN_S, WARMUP_RATIO * window_s)
     whole = warmup + window_s
     tail = max(TAIL_MIN_S, TAIL_RATIO * window_s)
-    # the same draws at every rate of a strategy and for every strategy; a repeated rate gets fresh ones
+    # the same arrivals and lengths at every rate and for every strategy (a repeated rate gets fresh ones), but never
+    # the same words: the server would have them in its cache of prefixes
     seed = stage.seed + draws
     plan = plan_of(stage.demand, rate_rps, seed, whole + tail)
     target = EndpointTarget(url=url, engine="setpoint", is_length_forced=True)
@@ -67,7 +69,8 @@ def run_trial(  # noqa: PLR0913 - the trial, and who looks on
             return "flooded"
         return "time" if snapshot.elapsed_s > whole + tail else None
 
-    options = RunOptions(window_s=whole, connections=8, seed=seed)
+    words = zlib.crc32(f"{strategy}/{rate_rps!r}/{seed}".encode())
+    options = RunOptions(window_s=whole, connections=8, seed=words)
     run = measure_in_process(target, plan, options, lexicon=stage.lexicon, on_progress=watch)
     return _to_trial(stage, run, strategy, rate_rps, seed, (warmup, whole)), run.is_partial
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from setpoint.cli.tuning.facts import commit, package_version
-from setpoint.cli.tuning.run import NAIVE, Asked, Found
+from setpoint.cli.tuning.run import BATCH, NAIVE, Asked, Found
 from setpoint.metrics import sample_size_min
 from setpoint.model import StepShape
 from setpoint.planner.decide import Choice, choose
@@ -150,11 +150,15 @@ def _notes(asked: Asked, found: Found, run: Run, choice: Choice | None) -> list[
         )
     naive = [name for name in asked.strategies if name in NAIVE]
     if naive:
-        notes.append(f"{' and '.join(naive)} wait until a batch of 8 is full; shown for the curve, not searched.")
+        notes.append(
+            f"{' and '.join(naive)}: waits until a batch of {BATCH} is full; measured for the curve, not searched."
+        )
     return notes
 
 
 def _sample_notes(asked: Asked, found: Found, run: Run, choice: Choice | None) -> list[str]:
+    if choice is None and any(found.trials.values()):
+        return ["Not even much longer targets held in any trial: the load was beyond this machine. Give it more time."]
     if choice is None:
         return ["No trial was completed, so there is nothing to recommend."]
     notes = []

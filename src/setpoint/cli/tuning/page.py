@@ -30,7 +30,8 @@ HOW_TO_READ = (
     """TTFT is the time from the planned send to the first token, TPOT the time for each further token, E2E the time to
     the last. A request that failed counts as infinitely late. All loads are open-loop Poisson arrivals.""",
     """A load holds when the promised share of the requests met every target of their class. Trials of a strategy are
-    made monotone in the rate (isotonic regression) before the highest load that holds is read off.""",
+    made monotone in the rate (isotonic regression) before the highest load that holds is read off; where the true limit
+    may lie comes from a posterior over all of them.""",
 )
 
 
@@ -125,7 +126,7 @@ def _figures(result: Tuning) -> tuple[Figure, ...]:
             detail=f"output; {cost.output_tokens_per_hour / 1e6:.2f} M an hour",
         ),
         Figure(
-            label="Cost of a million output tokens",
+            label="Cost, M output tokens",
             value=money(cost.per_million_output_tokens),
             detail=f"at {money(cost.price_per_hour)} an hour",
         ),
@@ -142,7 +143,7 @@ def _strategies(result: Tuning) -> Section:
     for one in result.strategies:
         found = reported(one)
         if found is None:
-            rows.append((one.strategy, "not measured", *[""] * 10))
+            rows.append((one.strategy, "not measured", *[""] * 9))
             continue
         trial, worst = found
         cost = bill(trial, price)
@@ -150,7 +151,7 @@ def _strategies(result: Tuning) -> Section:
             strong.append(len(rows))
         rows.append(
             (
-                one.strategy,
+                one.strategy + (f" ({options_of(one.options)})" if one.options else ""),
                 rate(one.held_rps) if one.held_rps is not None else "none",
                 rate(one.predicted_rps),
                 rate(trial.rate_rps),
@@ -161,7 +162,6 @@ def _strategies(result: Tuning) -> Section:
                 trio(worst.latencies["e2e"]),
                 f"{cost.requests_per_hour:,.0f}" if one.held_rps is not None else "-",
                 money(cost.per_million_output_tokens) if one.held_rps is not None else "-",
-                options_of(one.options),
             )
         )
     head = (
@@ -176,7 +176,6 @@ def _strategies(result: Tuning) -> Section:
         "E2E ms, P50 / P95 / P99",
         "requests an hour",
         "cost, M output tokens",
-        "options",
     )
     text = (
         "'Held' is the highest measured load that met the targets. The rest of a row is what was measured at the load "

@@ -25,7 +25,7 @@ from setpoint.planner.point import OperatingPoint
 from setpoint.planner.predict import Forecast, Options
 from setpoint.planner.profile import Profile, Profiler
 from setpoint.planner.result import Machine, Subject
-from setpoint.planner.search import Time, naive_rates, next_rate, window_s
+from setpoint.planner.search import Time, naive_rates, next_rate, stretched, window_s
 from setpoint.planner.trial import Trial
 from setpoint.seeds import stream
 from setpoint.settings import EngineSettings
@@ -93,11 +93,15 @@ class Tuner:
     def _profile(self) -> Forecast:
         asked, found, talk = self._asked, self.found, self._talk
         talk.doing("loading the model")
-        _, model, executor = load_engine(asked.engine)
+        slots = asked.engine.slots
+        # a profile holds some sequences while it measures another, so that it needs two slots where one will do later
+        wide = asked.engine if slots is None else msgspec.structs.replace(asked.engine, slots=max(2, slots))
+        name, model, executor = load_engine(wide)
         with model, closing(executor):
             found.machine = machine_facts(executor, self._load_before)
-            found.model = model_facts(executor)
-            found.capacity, found.threads = executor.capacity, executor.threads
+            found.model = model_facts(executor, name)
+            found.threads = executor.threads
+            found.capacity = msgspec.structs.replace(executor.capacity, slots=slots or executor.capacity.slots)
             found.demand = make_demand(
                 asked.shares,
                 target=asked.target,
@@ -139,18 +143,17 @@ class Tuner:
             found.predicted[strategy] = highest
             self._talk.tick()
         words = [f"{name} {rate:.2f}" for name, rate in found.predicted.items() if rate is not None]
-        self._talk.say(
-            f"simulated: {', '.join(words) or 'no load meets the targets'} requests/s"
-            f"; no strategy can carry more than {found.bound_rps:.2f}"
-        )
+        expected = f"{', '.join(words)} requests/s" if words else "no load meets the targets"
+        self._talk.say(f"simulated: {expected}; no strategy can carry more than {found.bound_rps:.2f} requests/s")
 
     # ------------------------------------------------------------------------------------------------------- measure
 
     def _measure(self) -> None:
         asked, found = self._asked, self.found
         lexicon: Lexicon | None = None
-        # the likely winner first: should time or patience run out, the most useful part is there
-        order = sorted(asked.strategies, key=lambda name: -(found.predicted[name] or 0.0))
+        # the likely winner first: should time or patience run out, the most useful part is there; and the naive last,
+        # whose server would keep the questions on how it counts tokens waiting for a batch
+        order = sorted(asked.strategies, key=lambda name: (name in NAIVE, -(found.predicted[name] or 0.0)))
         with scratch() as folder:
             for position, strategy in enumerate(order):
                 self._talk.doing(f"{strategy}: starting the server")
@@ -182,7 +185,7 @@ class Tuner:
             window = min(WINDOW_MAX_S, window_s(left, wanted - index + waiting, len(later)))
             if rate is None or (trials and window < asked.time.window_min_s / 2.0):
                 return
-            window = max(window, asked.time.window_min_s)
+            window = min(WINDOW_MAX_S, max(stretched(window, rate, wanted - index), asked.time.window_min_s))
             self._talk.doing(f"{strategy}: {rate:.2f} requests/s for {window:.0f} s, trial {index + 1} of {wanted}")
             trial, is_cut = run_trial(
                 stage,

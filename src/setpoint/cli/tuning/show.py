@@ -144,5 +144,5 @@ def headroom_line(result: Tuning) -> str:
     room = f"latencies by {choice.latency_room_ratio:.0%} of their targets"
     reach = [f"at least {rate(choice.holding.low_rps)}"] if choice.holding.low_rps is not None else []
     reach += [f"less than {rate(choice.holding.high_rps)}"] if choice.holding.high_rps is not None else []
-    sure = f"; with 95 % confidence the limit is {' and '.join(reach)} requests/s" if reach else ""
+    sure = f"; with 90 % probability the limit is {' and '.join(reach)} requests/s" if reach else ""
     return f"headroom: {load}, {room}{sure}"

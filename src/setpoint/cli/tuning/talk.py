@@ -60,4 +60,4 @@ class Talk:
 
     def say(self, line: str) -> None:
         """Write one line."""
-        self._console.print(line, highlight=False, soft_wrap=True)
+        self._console.print(f"{self.elapsed_s:4.0f} s  {line}", highlight=False, soft_wrap=True)

@@ -68,7 +68,9 @@ def verdict(result: Tuning) -> str:
     """Return the outcome in one or two sentences."""
     target = main_target(result)
     if result.choice is None or target is None:
-        return "Nothing was measured to the end, so there is nothing to recommend."
+        has_trials = any(one.trials for one in result.strategies)
+        what = "No load held at all" if has_trials else "Nothing was measured to the end"
+        return f"{what}, so there is nothing to recommend."
     choice = result.choice
     load = f"{choice.holding.rate_rps:.2f} requests/s"
     if choice.is_met:
