@@ -14,6 +14,7 @@ from setpoint.core.ledger import Key, Sequence
 from setpoint.core.state import State, Strategy
 from setpoint.core.strategies.batching import decode_horizon, decode_or_preempt, first_come
 from setpoint.model import Binding, Horizon
+from setpoint.units import Instant
 
 _NO_DEADLINE_S = 3600.0
 
@@ -65,8 +66,14 @@ class QoServe(Strategy):
                     return
 
     def horizon(self, draft: Draft, state: State) -> Horizon:
-        """Return for how many steps pure decoding goes on."""
-        return decode_horizon(draft, state)
+        """Return for how many steps pure decoding goes on, and nobody who waits falls behind."""
+        base = decode_horizon(draft, state)
+        head = next(state.ledger.waiting_from(), None)
+        if head is None or head.is_late:
+            return base
+        falls_at = self._deadline(head) - head.remaining_tokens * state.seconds_per_prefill_token()
+        until_at = falls_at if base.until_at is None else min(falls_at, base.until_at)
+        return Horizon(base.steps, until_at=Instant(until_at))
 
     def _deadline(self, sequence: Sequence) -> float:
         """Return when the first token is due; an end-to-end target leaves room for the longest output."""

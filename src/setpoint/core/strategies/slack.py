@@ -150,6 +150,8 @@ class Slack(Strategy):
         paces = [s.slo.tpot_s for s in draft.decodes if not s.is_harvest and s.slo.tpot_s is not None]
         if any(due < state.now for s in draft.decodes if (due := s.token_deadline()) is not None):
             return Horizon(1)
+        if not self._options.is_harvesting and any(s.is_harvest for s in draft.decodes):
+            return Horizon(1)
         instants = [t for t in (base.until_at, self.setpoints.quiet_at(state.now)) if t is not None]
         if head is not None:
             instants.append(self._urgent_at(head, state, base.steps))
