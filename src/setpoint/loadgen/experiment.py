@@ -101,13 +101,21 @@ def run_open(
     )
 
 
-def run_closed(setup: Setup, users: int, requests: int, seed: int, on_progress: OnProgress | None = None) -> Run:
-    """Keep `users` requests in flight until `requests` have been sent, after one turnover of warm-up."""
+def run_closed(
+    setup: Setup,
+    users: int,
+    requests: int,
+    seed: int,
+    on_progress: OnProgress | None = None,
+    *,
+    seconds: float | None = None,
+) -> Run:
+    """Keep `users` requests in flight until `requests` have been sent beside a warm-up, or for `seconds` when given."""
     plan = setup.source.plan(1.0, seed, float(requests + 2 * users) * 1.5 + 10.0)[: requests + 2 * users]
     return measure_in_process(
         setup.target,
         plan,
-        RunOptions(concurrency=users, stagger_s=min(5.0, setup.e2e_s), seed=seed),
+        RunOptions(concurrency=users, stagger_s=min(5.0, setup.e2e_s), seed=seed, window_s=seconds),
         lexicon=setup.lexicon,
         workers=setup.workers,
         on_progress=on_progress,

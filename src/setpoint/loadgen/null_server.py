@@ -40,6 +40,11 @@ _LAST_LINE = (
 )
 
 
+_LIST = b'{"object":"list","data":[{"id":"null","object":"model","owned_by":"null"}]}'
+_MODELS = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%s" % (len(_LIST), _LIST)
+_NOT_FOUND = b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n"
+
+
 class _Ask(msgspec.Struct):
     max_tokens: int | None = None
     options: dict[str, float] = {}
@@ -88,7 +93,7 @@ class _Stream(asyncio.Protocol):
         body = self._data[end + len(HEADER_END) : end + len(HEADER_END) + size]
         self._data = b""
         if not head.startswith(b"post"):
-            self._transport.write(b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n")
+            self._transport.write(_MODELS if head.startswith(b"get /v1/models ") else _NOT_FOUND)
             return
         self._is_ollama = b" /api/" in head.split(b"\r\n", 1)[0]
         self._ask = msgspec.json.decode(body, type=_Ask)

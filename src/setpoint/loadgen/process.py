@@ -43,7 +43,7 @@ class Snapshot(msgspec.Struct, kw_only=True):
     records: list[RequestRecord]
 
 
-OnProgress = Callable[[Snapshot], str | None]
+OnProgress = Callable[[Snapshot], str | None] | Callable[[Snapshot], None]
 """Is shown each snapshot; an answer that is not `None` ends the run and says by which rule."""
 
 

@@ -1,0 +1,173 @@
+"""`setpoint bench`: probe an endpoint, offer load, say what came of it and whether it can be believed.
+
+Three ways: one run at a rate or a number of users; `--sweep`, the curve from one user to saturation; and
+`--find-max-rate`, the highest rate within the objectives. stdout carries data (`--json`), stderr talk.
+"""
+
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, cast
+
+import msgspec
+import typer
+from rich.console import Console
+
+from setpoint.cli.bench_options import (
+    WorkloadOptions,
+    read_class,
+    read_headers,
+    read_json_object,
+    read_source,
+)
+from setpoint.cli.bench_output import write_outputs
+from setpoint.cli.bench_run import BenchJob, Shape, Way, carry_out_bench
+from setpoint.cli.bench_show import show_report
+from setpoint.errors import ConfigError
+from setpoint.loadgen.experiment import Setup
+from setpoint.loadgen.probe import first_request, identify, learn_words
+from setpoint.loadgen.target import PATHS, Api, EndpointTarget, EngineKind, Limits
+from setpoint.metrics import parse_objectives
+from setpoint.workload.traces import Form
+
+KEY_VARIABLE = "SETPOINT_API_KEY"
+EXIT_MISSED = 1
+
+
+def bench(  # noqa: PLR0913 - the options of a command
+    *,
+    url: Annotated[str, typer.Argument(help="The endpoint, such as http://127.0.0.1:8000.")],
+    rate: Annotated[
+        str | None,
+        typer.Option(help="Requests per second: 2.5, ramp:1-8,over=60, diurnal:mean=4,period=600, stairs:30x2,30x4."),
+    ] = None,
+    concurrency: Annotated[int | None, typer.Option(help="Users in a closed loop, in place of --rate.", min=1)] = None,
+    find_max_rate: Annotated[
+        bool, typer.Option("--find-max-rate", help="Search the highest rate within --slo.")
+    ] = False,
+    sweep: Annotated[bool, typer.Option("--sweep", help="Draw the curve from one user to saturation.")] = False,
+    slo: Annotated[
+        str | None,
+        typer.Option(help="'chat: ttft_p95<200ms, tpot_p95<50ms', or a preset: chat, voice, mlperf:llama2-70b, ..."),
+    ] = None,
+    seconds: Annotated[float, typer.Option(help="Length of a run in seconds.", min=0.5)] = 60.0,
+    warmup: Annotated[
+        float | None, typer.Option(help="Seconds cut at the start; found by MSER-5 if left out.", min=0.0)
+    ] = None,
+    prompt: Annotated[str, typer.Option(help="Prompt tokens: 256, uniform:1-500, lognormal:mean=200,cv=0.8.")] = "256",
+    output: Annotated[str, typer.Option(help="Output tokens, in the same form.")] = "128",
+    burstiness: Annotated[float, typer.Option(help="Of arrivals: 0 even, 1 Poisson, more in bursts.", min=0.0)] = 1.0,
+    class_: Annotated[
+        list[str] | None,
+        typer.Option("--class", help="One class of a mix: 'chat share=0.7 prompt=200 output=64 band=1'; repeatable."),
+    ] = None,
+    prefix: Annotated[int, typer.Option(help="Tokens of each prompt that are shared.", min=0)] = 0,
+    prefixes: Annotated[int, typer.Option(help="How many such shared texts there are.", min=1)] = 1,
+    turns: Annotated[str, typer.Option(help="Turns of a conversation, a number or a distribution.")] = "1",
+    think: Annotated[float, typer.Option(help="Mean seconds between turns.", min=0.0)] = 0.0,
+    trace: Annotated[
+        Path | None, typer.Option(help="A recorded workload (Azure, BurstGPT, Mooncake, ShareGPT, JSONL of prompts).")
+    ] = None,
+    trace_form: Annotated[str | None, typer.Option(help="Its form, where the first line does not tell.")] = None,
+    prompt_max: Annotated[int | None, typer.Option(help="Clip the trace's prompts to so many tokens.", min=1)] = None,
+    output_max: Annotated[int | None, typer.Option(help="Clip the trace's answers.", min=1)] = None,
+    length_scale: Annotated[float, typer.Option(help="Multiply the trace's lengths.", min=0.0)] = 1.0,
+    api: Annotated[str, typer.Option(help=f"One of {', '.join(PATHS)}.")] = "chat",
+    model: Annotated[str, typer.Option(help="The model to ask for; the server's first if left out.")] = "",
+    engine: Annotated[str, typer.Option(help="Which engine it is, where that cannot be told.")] = "openai",
+    api_key: Annotated[
+        str | None, typer.Option(help=f"A bearer key.  [env: {KEY_VARIABLE}]", show_default=False)
+    ] = None,
+    header: Annotated[list[str] | None, typer.Option(help="A header 'name: value'; repeatable.")] = None,
+    extra_body: Annotated[str | None, typer.Option(help="JSON object added to each request.")] = None,
+    no_stream: Annotated[bool, typer.Option("--no-stream", help="Ask for whole answers.")] = False,
+    natural_length: Annotated[
+        bool, typer.Option("--natural-length", help="Let answers end by themselves, not at the planned length.")
+    ] = False,
+    ca_file: Annotated[Path | None, typer.Option(help="A certificate authority of your own.")] = None,
+    insecure: Annotated[bool, typer.Option("--insecure", help="Trust any certificate.")] = False,
+    timeout: Annotated[float, typer.Option(help="Seconds to wait for the first byte.", min=0.1)] = 120.0,
+    workers: Annotated[int, typer.Option(help="Processes that send.", min=1, max=256)] = 1,
+    seed: Annotated[int, typer.Option(help="Of arrivals, lengths and words.", min=0)] = 0,
+    out: Annotated[Path | None, typer.Option(help="Folder for the report and the requests as files.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the report as JSON on stdout.")] = False,
+) -> None:
+    """Measure an endpoint.
+
+    Examples:
+        setpoint bench http://127.0.0.1:8000 --rate 2 --slo chat
+
+        setpoint bench http://127.0.0.1:8000 --find-max-rate --slo "ttft_p95<200ms, tpot_p95<50ms"
+
+        setpoint bench http://127.0.0.1:11434 --api ollama-chat --sweep --out results
+
+    Exit code 0 when every objective of --slo is met, 1 when one is not, 2 on an error.
+    """
+    console = Console(stderr=True)
+    objectives = parse_objectives(slo) if slo is not None else ()
+    way = _way(rate=rate, concurrency=concurrency, is_search=find_max_rate, is_sweep=sweep)
+    if way == "search" and not objectives:
+        raise ConfigError("--find-max-rate needs to know what must hold", hint='add --slo "ttft_p95<200ms"')
+    options = WorkloadOptions(
+        prompt=prompt,
+        output=output,
+        burstiness=burstiness,
+        classes=tuple(class_ or ()),
+        prefix=prefix,
+        prefixes=prefixes,
+        turns=turns,
+        think_s=think,
+        trace=trace,
+        trace_form=cast("Form | None", _one_of(trace_form, Form, "--trace-form")),
+        prompt_max=prompt_max,
+        output_max=output_max,
+        length_scale=length_scale,
+    )
+    source, words = read_source(options, objectives)
+    target = EndpointTarget(
+        url=url,
+        api=cast("Api", _one_of(api, Api, "--api")),
+        model=model,
+        engine=cast("EngineKind", _one_of(engine, EngineKind, "--engine")),
+        api_key=api_key,
+        is_streaming=not no_stream,
+        is_length_forced=not natural_length,
+        extra_body=read_json_object(extra_body, "--extra-body"),
+        extra_headers=read_headers(header or ()),
+        classes={text.split()[0]: read_class(text, options)[1] for text in class_ or ()},
+        limits=Limits(answer_s=timeout),
+        ca_file=str(ca_file) if ca_file is not None else None,
+        is_tls_checked=not insecure,
+    )
+    target = identify(target)
+    first = first_request(target)
+    lexicon = learn_words(target)
+    console.print(f"[dim]{target.engine} at {target.url}, model {target.model}; {words}; words by {lexicon.source}[/]")
+    setup = Setup(target=target, source=source, lexicon=lexicon, workers=workers, e2e_s=first.e2e_s or 1.0)
+    shape = Shape(rate=rate, users=concurrency, seconds=seconds, warmup_s=warmup, seed=seed, words=words)
+    job = BenchJob(setup=setup, objectives=objectives, way=way, shape=shape, version=version("setpoint"))
+    report, rows = carry_out_bench(job, console)
+    show_report(console, report)
+    if out is not None:
+        for path in write_outputs(out, report, rows):
+            console.print(f"[dim]wrote {path}[/]")
+    if json:
+        sys.stdout.buffer.write(msgspec.json.encode(report) + b"\n")
+    if objectives and not report.is_met:
+        raise typer.Exit(EXIT_MISSED)
+
+
+def _way(*, rate: str | None, concurrency: int | None, is_search: bool, is_sweep: bool) -> Way:
+    chosen = [name for name, given in (("search", is_search), ("sweep", is_sweep)) if given]
+    if len(chosen) + (rate is not None) + (concurrency is not None) > 1:
+        raise ConfigError("--rate, --concurrency, --find-max-rate and --sweep exclude each other", hint="choose one")
+    if not chosen and rate is None and concurrency is None:
+        raise ConfigError("there is no load to offer", hint="give --rate, --concurrency, --sweep or --find-max-rate")
+    return cast("Way", chosen[0] if chosen else "run")
+
+
+def _one_of(value: str | None, kind: object, option: str) -> str | None:
+    allowed = getattr(kind, "__args__", ())
+    if value is not None and value not in allowed:
+        raise ConfigError(f"{option} {value!r} is unknown", hint="one of " + ", ".join(allowed))
+    return value

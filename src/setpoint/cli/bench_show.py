@@ -1,0 +1,199 @@
+"""A bench run on the terminal: the progress while it lasts, one screen at its end. All of it on stderr."""
+
+from collections import deque
+from collections.abc import Iterable
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from setpoint.loadgen.process import Snapshot
+from setpoint.loadgen.report import BenchReport, Point
+from setpoint.loadgen.search import Answer, TrialResult
+from setpoint.metrics import Latency, Quantile, rank_quantile
+
+RECENT = 400
+SHOWN = ("ttft", "tpot", "itl", "e2e", "queue")
+QUANTILES = (0.5, 0.9, 0.95, 0.99, 0.999)
+
+
+class Live:
+    """One progress bar over a run: rate, in flight, P95 of TTFT over the last answers, time left."""
+
+    def __init__(self, console: Console) -> None:
+        self._progress = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[facts]}"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._task: TaskID | None = None
+        self._ttfts: deque[float] = deque(maxlen=RECENT)
+        self._total_s: float | None = None
+        self._requests: int | None = None
+
+    def __enter__(self) -> Self:
+        """Show the bar."""
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Take it away."""
+        self._progress.stop()
+
+    def begin(self, words: str, *, total_s: float | None = None, requests: int | None = None) -> None:
+        """Begin a run that lasts about `total_s` seconds, or `requests` requests."""
+        if self._task is not None:
+            self._progress.remove_task(self._task)
+        self._total_s, self._requests = total_s, requests
+        self._ttfts.clear()
+        self._task = self._progress.add_task(words, total=total_s or requests, facts="")
+
+    def show(self, snapshot: Snapshot) -> None:
+        """Show how far the run has come."""
+        self._ttfts.extend(record.ttft_s for record in snapshot.records if record.ttft_s is not None)
+        p95 = f"TTFT P95 {rank_quantile(sorted(self._ttfts), 0.95) * 1e3:,.0f} ms" if self._ttfts else ""
+        rate = snapshot.sent / snapshot.elapsed_s if snapshot.elapsed_s > 0.0 else 0.0
+        done = snapshot.elapsed_s if self._total_s is not None else snapshot.ended
+        if self._task is not None:
+            facts = f"{rate:.2f}/s, {snapshot.in_flight} in flight, {snapshot.ended} ended  {p95}"
+            self._progress.update(self._task, completed=done, facts=facts)
+
+
+def show_trial(console: Console, result: TrialResult) -> None:
+    """Print one line about a trial of a search or a sweep."""
+    trial = result.trial
+    load = f"{trial.users:>5} users " if trial.users is not None else f"{trial.rate or 0.0:>7.2f}/s   "
+    worst = min(result.judged, key=lambda one: one.margin, default=None)
+    words = "" if worst is None else f"{worst.objective.text}: {worst.share:.1%} outside, {worst.verdict}"
+    state = " [red]overloaded[/]" if result.is_overloaded else ""
+    state += "" if result.is_valid else f" [yellow]invalid: {'; '.join(result.faults)}[/]"
+    console.print(
+        f"  {trial.kind:<8}{load} {result.completed_rps:>7.2f}/s done, {result.requests} requests  {words}{state}"
+    )
+
+
+def show_report(console: Console, report: BenchReport) -> None:
+    """Print the one screen: the answer, or the curve, or the run."""
+    if report.answer is not None:
+        _show_answer(console, report.answer)
+    elif len(report.points) > 1:
+        _show_curve(console, report)
+    for point in report.points[-1:] if report.answer is None and len(report.points) == 1 else ():
+        _show_point(console, point)
+    for note in report.notes:
+        console.print(f"[dim]{note}[/]")
+    if not report.is_lexicon_exact:
+        console.print("[yellow]prompt lengths are approximate: the server's tokens could not be counted[/]")
+
+
+def _show_answer(console: Console, answer: Answer) -> None:
+    if answer.estimate is None:
+        console.print(f"[bold red]no rate meets the objectives[/]: {answer.reason}")
+        return
+    interval = f"crossing at {answer.estimate:.2f}/s, 90% interval {answer.low:.2f} to {answer.high:.2f}"
+    if answer.rate is not None:
+        console.print(f"[bold green]highest sustainable rate {answer.rate:.2f} requests/s[/] (confirmed; {interval})")
+    else:
+        console.print(f"[bold yellow]not confirmed[/]: {answer.reason} ({interval})")
+    if answer.binding is not None:
+        console.print(f"bound by {answer.binding.text}")
+
+
+def _show_curve(console: Console, report: BenchReport) -> None:
+    table = Table("load", "done/s", "tokens/s", "TTFT P50", "TTFT P95", "TPOT P95", "E2E P95", "met", box=None)
+    for index, point in enumerate(report.points):
+        if point.summary is None:
+            table.add_row(load_words(point), *["-"] * 7)
+            continue
+        cells = point.summary.overall.latencies
+        mark = " <- knee" if report.knee is not None and report.knee.index == index else ""
+        table.add_row(
+            load_words(point) + mark,
+            f"{point.summary.completed_rps:.2f}",
+            f"{point.summary.output_tokens_per_s:,.0f}",
+            _ms(cells["ttft"].at(0.5)),
+            _ms(cells["ttft"].at(0.95)),
+            _ms(cells["tpot"].at(0.95)),
+            _ms(cells["e2e"].at(0.95)),
+            "" if not point.judged else "yes" if point.is_met else "no",
+        )
+    console.print(table)
+
+
+def load_words(point: Point) -> str:
+    """Return the load of a point in words."""
+    load = point.load
+    return f"{load.users} users" if load.kind == "closed" else f"{load.rate_rps or 0.0:.2f}/s"
+
+
+def _show_point(console: Console, point: Point) -> None:
+    summary = point.summary
+    if summary is None:
+        console.print("[red]no request ended inside the window[/]")
+        return
+    console.print(
+        f"[bold]{summary.requests} requests in {summary.window_s:.1f} s[/] ({load_words(point)}): offered "
+        f"{summary.offered_rps:.2f}/s, done {summary.completed_rps:.2f}/s, {summary.output_tokens_per_s:,.0f} output "
+        f"and {summary.total_tokens_per_s:,.0f} total tokens/s, {summary.in_flight:.1f} in flight"
+    )
+    console.print(_latencies(summary.overall.latencies))
+    overall = summary.overall
+    if overall.failed:
+        kinds = ", ".join(f"{kind} {count}" for kind, count in sorted(overall.errors.items()))
+        console.print(f"[red]{overall.failed} failed[/]: {kinds}")
+    for one in point.judged:
+        colour = {"met": "green", "missed": "red", "undecided": "yellow"}[one.verdict]
+        console.print(
+            f"[{colour}]{one.verdict:<9}[/] {one.objective.text}: {one.share:.2%} outside "
+            f"({one.low:.2%} to {one.high:.2%}), {one.objective.allowed:.2%} allowed, worth {one.n_test:.0f} requests"
+        )
+    for words in _doubts(point):
+        console.print(words)
+
+
+def _doubts(point: Point) -> Iterable[str]:
+    summary = point.summary
+    if summary is None:
+        return
+    if point.is_partial:
+        yield "[yellow]stopped by hand: this is what had been measured[/]"
+    if not summary.warmup.is_settled:
+        yield "[yellow]the run never settled: latencies still drifted at its middle[/]"
+    if summary.overload.is_overloaded:
+        yield "[red]overloaded: the backlog grew throughout the window[/]"
+    if summary.little_error is not None and summary.little_error > 0.05:  # noqa: PLR2004 - five per cent, as facts say
+        yield f"[yellow]not stationary: Little's law is off by {summary.little_error:.0%}[/]"
+    if point.health.is_valid:
+        yield (
+            f"[dim]client: sends late by {point.health.dispatch_lag_p99_s * 1e3:.1f} ms (P99), "
+            f"{point.health.cpu_ratio:.0%} of a core[/]"
+        )
+    else:
+        yield f"[bold red]INVALID[/]: the client was the bottleneck: {'; '.join(point.health.faults)}"
+
+
+def _latencies(latencies: dict[str, Latency]) -> Table:
+    table = Table("ms", *[f"P{q * 100:g}" for q in QUANTILES], "mean", box=None)
+    for name in SHOWN:
+        one = latencies[name]
+        if one.count == 0:
+            continue
+        mean = "-" if one.mean_s is None else f"{one.mean_s * 1e3:,.1f}"
+        table.add_row(name.upper(), *[_ms(quantile, with_interval=True) for quantile in one.quantiles], mean)
+    return table
+
+
+def _ms(quantile: Quantile, *, with_interval: bool = False) -> str:
+    if quantile.support == "failures":
+        return "never"
+    if quantile.support == "too_few" or quantile.value is None:
+        return "too few" if quantile.n else "-"
+    words = f"{quantile.value * 1e3:,.1f}"
+    if with_interval and quantile.low is not None and quantile.high is not None:
+        words += f" [dim]({quantile.low * 1e3:,.0f}-{quantile.high * 1e3:,.0f})[/]"
+    return words
