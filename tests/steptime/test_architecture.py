@@ -135,6 +135,35 @@ def test_the_window_of_a_qwen_config_is_off() -> None:
     assert shape.windowed_layers == 0
 
 
+def test_experts_in_every_second_layer_are_counted() -> None:
+    maverick = {
+        **LLAMA_8B,
+        "model_type": "llama4_text",
+        "hidden_size": 5120,
+        "num_attention_heads": 40,
+        "num_hidden_layers": 48,
+        "intermediate_size": 8192,
+        "intermediate_size_mlp": 16384,
+        "num_local_experts": 128,
+        "num_experts_per_tok": 1,
+        "interleave_moe_layer_step": 2,
+        "vocab_size": 202048,
+    }
+    shape = from_config(maverick)
+    assert shape.dense_layers == 24
+    assert shape.parameters / 1e9 == pytest.approx(400, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    "mark", [{"hybrid_override_pattern": "ME*E"}, {"layer_types": ["linear_attention", "full_attention"]}]
+)
+def test_a_model_whose_layers_differ_in_kind_is_refused_rather_than_guessed(mark: dict[str, object]) -> None:
+    with pytest.raises(ModelError, match="differ in kind"):
+        from_config({**LLAMA_8B, **mark})
+    with pytest.raises(ModelError, match="differ in kind"):
+        from_gguf({**SMOLLM_HEADER, "llama.ssm.conv_kernel": 4})
+
+
 def test_a_multimodal_config_is_read_through_its_text_part() -> None:
     shape = from_config({"model_type": "mllama", "text_config": LLAMA_8B})
     assert shape.parameters == catalog.model("llama-3.1-8b").parameters

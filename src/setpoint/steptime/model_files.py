@@ -11,10 +11,17 @@ from setpoint.errors import ModelError
 from setpoint.steptime.architecture import Architecture, LatentAttention
 
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
-_SHARED_FFN = ("shared_expert_intermediate_size",)
+_SHARED_FFN = ("shared_expert_intermediate_size", "share_expert_dim")
 _UNGATED = ("gpt2", "gpt_neox", "opt", "phi", "falcon", "starcoder2")
-_DENSE_INSIDE = ("qwen2_moe", "qwen3_moe", "mixtral")
-"""Model types whose `intermediate_size` is that of the experts or unused, because every layer has experts."""
+_UNREAD = (
+    "block_configs",
+    "compress_ratios",
+    "hybrid_override_pattern",
+    "layers_block_type",
+    "linear_attn_config",
+    "mamba_num_heads",
+)
+"""Keys of models whose layers differ in kind (state space, linear attention, searched blocks), which are refused."""
 
 
 def from_config(config: Mapping[str, Any], *, name: str | None = None) -> Architecture:
@@ -23,6 +30,7 @@ def from_config(config: Mapping[str, Any], *, name: str | None = None) -> Archit
     tied = config.get("tie_word_embeddings")
     body: Mapping[str, Any] = text if isinstance(text, Mapping) else config
     kind = str(body.get("model_type", config.get("model_type", "unknown")))
+    _refuse_hybrid(body, kind)
     hidden, heads = _whole(body, "hidden_size", "n_embd"), _whole(body, "num_attention_heads", "n_head")
     layers = _whole(body, "num_hidden_layers", "n_layer")
     experts = _optional(body, *_EXPERTS)
@@ -43,11 +51,35 @@ def from_config(config: Mapping[str, Any], *, name: str | None = None) -> Archit
         experts_active=_optional(body, "num_experts_per_tok") if experts else 0,
         expert_ffn=expert_ffn if experts else 0,
         shared_ffn=_shared(body, kind, expert_ffn) if experts else 0,
-        dense_layers=_optional(body, "first_k_dense_replace") if experts else 0,
+        dense_layers=_dense_layers(body, layers) if experts else 0,
         window=window,
         windowed_layers=windowed,
         latent=_latent_of_config(body),
     )
+
+
+def _refuse_hybrid(body: Mapping[str, Any], kind: str) -> None:
+    kinds = body.get("layer_types")
+    named = {str(k) for k in kinds} if isinstance(kinds, list) else set()
+    if any(body.get(key) for key in _UNREAD) or named & {"linear_attention", "mamba"}:
+        raise _hybrid(kind)
+
+
+def _hybrid(kind: str) -> ModelError:
+    return ModelError(
+        f"the layers of a {kind} model differ in kind, and cannot be read from its files",
+        hint="add an entry by hand (docs/models-and-hardware.md), or profile the engine",
+    )
+
+
+def _dense_layers(body: Mapping[str, Any], layers: int) -> int:
+    """Return how many layers of a mixture have no experts: the first ones, those of a list, or all but each n-th."""
+    pattern = body.get("moe_layer_freq")
+    if isinstance(pattern, list):
+        return sum(1 for has_experts in pattern if not has_experts)
+    if step := _optional(body, "interleave_moe_layer_step"):
+        return layers - layers // step
+    return _optional(body, "first_k_dense_replace")
 
 
 def _shared(body: Mapping[str, Any], kind: str, expert_ffn: int) -> int:
@@ -62,8 +94,11 @@ def _windows(body: Mapping[str, Any], kind: str, layers: int) -> tuple[int, int]
     if not window or body.get("use_sliding_window") is False or kind in ("qwen2", "qwen3", "qwen3_moe"):
         return 0, 0
     kinds = body.get("layer_types")
+    pattern_of_layers = body.get("hybrid_layer_pattern")
     if isinstance(kinds, list):
         windowed = sum(1 for k in kinds if k != "full_attention")
+    elif isinstance(pattern_of_layers, list):
+        windowed = sum(1 for is_windowed in pattern_of_layers if is_windowed)
     elif pattern := _optional(body, "sliding_window_pattern"):
         windowed = layers - layers // pattern
     elif kind in ("gpt_oss", "gemma2"):
@@ -101,16 +136,15 @@ def from_gguf(
     if not isinstance(kind, str):
         raise ModelError("the GGUF header has no general.architecture", hint="is this the first file of a split model?")
     body = {key.removeprefix(f"{kind}."): value for key, value in header.items() if key.startswith(f"{kind}.")}
+    if any(key.startswith("ssm.") for key in body):
+        raise _hybrid(kind)
     hidden, heads = _whole(body, "embedding_length"), _whole(body, "attention.head_count")
     layers, experts = _whole(body, "block_count"), _optional(body, "expert_count")
     expert_ffn = _optional(body, "expert_feed_forward_length") or (
         _whole(body, "feed_forward_length") if experts else 0
     )
-    shared = _optional(body, "expert_shared_feed_forward_length") or (
-        _optional(body, "expert_shared_count") * expert_ffn
-    )
+    shared_ffn = _optional(body, "expert_shared_feed_forward_length")
     window = _optional(body, "attention.sliding_window")
-    latent = _latent_of_gguf(body, hidden // heads)
     return Architecture(
         name=name or str(header.get("general.name") or kind),
         layers=layers,
@@ -125,11 +159,11 @@ def from_gguf(
         experts=experts,
         experts_active=_optional(body, "expert_used_count") if experts else 0,
         expert_ffn=expert_ffn,
-        shared_ffn=shared if experts else 0,
+        shared_ffn=(shared_ffn or _optional(body, "expert_shared_count") * expert_ffn) if experts else 0,
         dense_layers=_optional(body, "leading_dense_block_count") if experts else 0,
         window=window,
         windowed_layers=_windowed_of_gguf(kind, layers) if window else 0,
-        latent=latent,
+        latent=_latent_of_gguf(body, hidden // heads),
     )
 
 
