@@ -65,6 +65,11 @@ def _refuse_hybrid(body: Mapping[str, Any], kind: str) -> None:
         raise _hybrid(kind)
 
 
+def _refuse_state_space(body: Mapping[str, Any], kind: str) -> None:
+    if any(key.startswith("ssm.") for key in body):
+        raise _hybrid(kind)
+
+
 def _hybrid(kind: str) -> ModelError:
     return ModelError(
         f"the layers of a {kind} model differ in kind, and cannot be read from its files",
@@ -136,8 +141,7 @@ def from_gguf(
     if not isinstance(kind, str):
         raise ModelError("the GGUF header has no general.architecture", hint="is this the first file of a split model?")
     body = {key.removeprefix(f"{kind}."): value for key, value in header.items() if key.startswith(f"{kind}.")}
-    if any(key.startswith("ssm.") for key in body):
-        raise _hybrid(kind)
+    _refuse_state_space(body, kind)
     hidden, heads = _whole(body, "embedding_length"), _whole(body, "attention.head_count")
     layers, experts = _whole(body, "block_count"), _optional(body, "expert_count")
     expert_ffn = _optional(body, "expert_feed_forward_length") or (
