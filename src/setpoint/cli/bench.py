@@ -18,6 +18,7 @@ from setpoint.cli.bench_options import (
     read_class,
     read_headers,
     read_json_object,
+    read_rate,
     read_source,
 )
 from setpoint.cli.bench_output import write_outputs
@@ -124,6 +125,8 @@ def bench(  # noqa: PLR0913 - the options of a command
         length_scale=length_scale,
     )
     source, words = read_source(options, objectives)
+    if rate is not None:
+        read_rate(rate)
     target = EndpointTarget(
         url=url,
         api=cast("Api", _one_of(api, Api, "--api")),
