@@ -34,7 +34,7 @@ Ids = npt.NDArray[np.intp]
 
 _BLOCK: Final = 256
 _GROUP: Final = 64
-_LIKELY: Final = 1e-4
+_FLOORS: Final = (1e-3, 1e-5, 1e-7)
 _BIN_SHIFT: Final = 18
 _CHECKED_FIRST: Final = 256
 LOGPROBS_MAX: Final = 20
@@ -90,27 +90,34 @@ def survivors(weights: Floats, sampling: Sampling) -> Ids:
     if sampling.top_p >= 1.0:
         return ids
     mass = sampling.top_p * float(weights[ids].sum(dtype=np.float64))
-    likely = np.flatnonzero(weights >= max(_LIKELY, sampling.min_p))
-    is_enough = float(weights[likely].sum(dtype=np.float64)) > mass
-    return _nucleus(weights, likely if is_enough else ids, mass)
+    for floor in _FLOORS:
+        likely = np.flatnonzero(weights >= max(floor, sampling.min_p))
+        values = weights[likely]
+        if float(values.sum(dtype=np.float64)) > mass:
+            return likely[_nucleus(values, mass)]
+    return ids[_nucleus(weights[ids], mass)]
 
 
-def _nucleus(weights: Floats, ids: Ids, mass: float) -> Ids:
-    """Return the fewest of `ids` whose weights come to `mass`.
+def _nucleus(values: Floats, mass: float) -> Ids:
+    """Return the indices of the fewest `values` that come to `mass`.
 
-    The upper bits of a positive float grow with it, so they sort weights into bins, 32 to an octave; only the bin in
-    which the mass is reached is sorted.
+    The upper bits of a positive float grow with it, so they sort values into bins, 32 to an octave. Bisection finds the
+    bin in which the mass is reached, and only that bin is sorted.
     """
-    values = weights[ids]
     bins = values.view(np.int32) >> _BIN_SHIFT
-    running = np.cumsum(np.bincount(bins, weights=values)[::-1])
-    reached = min(int(np.searchsorted(running, mass)), len(running) - 1)
-    last = len(running) - 1 - reached
-    inside = np.flatnonzero(bins == last)
+    low, high = 0, int(bins.max()) + 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        if float(values @ (bins >= middle).astype(np.float32)) >= mass:
+            low = middle
+        else:
+            high = middle
+    above = np.flatnonzero(bins > low)
+    inside = np.flatnonzero(bins == low)
     inside = inside[np.argsort(-values[inside], kind="stable")]
-    missing = mass - (running[reached - 1] if reached else 0.0)
+    missing = mass - float(values[above].sum(dtype=np.float64))
     count = int(np.searchsorted(np.cumsum(values[inside], dtype=np.float64), missing)) + 1
-    return np.concatenate([ids[bins > last], ids[inside[:count]]])
+    return np.concatenate([above, inside[:count]])
 
 
 class Sampler:
