@@ -24,8 +24,8 @@ SCHEMA = (
     '{"type": "array", "items": {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}}'
 )
 TEXT = (
-    "The harbour lay still in the early morning, and the fishermen were mending their nets. An old woman sold bread from "
-    "a basket, and the children of the town ran along the quay to see which boats had come home in the night. Nobody "
+    "The harbour lay still in the early morning, and the fishermen were mending their nets. An old woman sold bread "
+    "from a basket, and the children of the town ran on the quay to see which boats had come home in the night. Nobody "
     "spoke of the storm, although the broken mast of the largest ship leaned against the wall of the church. "
 )
 SETTINGS = {
