@@ -10,7 +10,7 @@ from setpoint.model import PRESETS
 from setpoint.planner.decide import choose, round_up
 from setpoint.planner.holding import highest, holds, least_scale, monotone
 from setpoint.planner.search import LOW_MIN, next_rate
-from setpoint.planner.trial import scale_needed, scaled
+from setpoint.planner.trial import Trial, scale_needed, scaled
 
 CHAT = PRESETS["chat"].slo
 
@@ -142,9 +142,8 @@ def test_the_search_goes_on_between_what_held_and_what_failed() -> None:
 
 
 def test_the_search_ends_where_even_a_tiny_load_fails() -> None:
-    rate, trials = 2.0, []
-    while rate is not None and len(trials) < 20:
+    trials: list[Trial] = []
+    while (rate := next_rate(trials, 2.0)) is not None:
         trials.append(late(rate, 0.9))
-        rate = next_rate(trials, 2.0)
     assert min(one.rate_rps for one in trials) >= 2.0 * LOW_MIN
     assert len(trials) < 10

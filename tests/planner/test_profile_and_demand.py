@@ -98,11 +98,11 @@ def test_a_profile_finds_the_step_times_of_an_engine_that_is_exactly_linear_and_
         assert profile.model.predict(shape) == pytest.approx(engine.truth.predict(shape), rel=0.03)
 
 
-def test_a_profile_of_a_slow_engine_ends_in_time_with_what_it_has() -> None:
+def test_a_profile_of_an_engine_far_too_slow_for_the_time_ends_with_one_look_at_what_it_can() -> None:
     engine = Clockwork(SMALL)
     engine.truth = linear(key="truth", step_s=0.5, decode_s=0.1, prefill_s=0.02)
     profile = Profiler(engine, lambda: engine.now, Random(1), key="slow").run(5.0)
-    assert profile.seconds < 40.0
+    assert engine.steps < 50
     assert profile.model.mape < 0.2
 
 

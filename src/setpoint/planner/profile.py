@@ -85,7 +85,10 @@ def design(capacity: Capacity, pool: int) -> list[Probe]:
 
 
 class Profiler:
-    """Drives an idle executor of two slots or more; leaves it empty. `clock` in seconds; `chance` draws prompts and the order of probes."""
+    """Drives an idle executor of two slots or more, and leaves it empty.
+
+    `clock` in seconds; `chance` draws prompts and the order of probes.
+    """
 
     def __init__(self, executor: Executor, clock: Callable[[], float], chance: Chance, *, key: str) -> None:
         self._executor, self._clock, self._chance, self._key = executor, clock, chance, key

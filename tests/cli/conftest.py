@@ -1,0 +1,38 @@
+"""A cache of its own with the starter model in it, and a way to run the command line as a process."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from setpoint.engines.llamacpp.starter import resolve_model
+
+COMMAND = "import sys; from setpoint.cli import main; main(sys.argv[1:])"
+
+Start = Callable[..., "subprocess.Popen[str]"]
+
+
+@pytest.fixture(scope="session")
+def starter() -> Path:
+    """Return the starter model's file."""
+    return resolve_model()
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Start:
+    """Return a function that starts `setpoint` with arguments, with step times kept in a folder of the test's own."""
+
+    def run(*arguments: str) -> "subprocess.Popen[str]":
+        return subprocess.Popen(
+            [sys.executable, "-c", COMMAND, *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=tmp_path,
+            env=os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache")},
+        )
+
+    return run
