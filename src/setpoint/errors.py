@@ -3,6 +3,7 @@
     SetpointError
     |-- UserError            the caller can mend it: the message says what, the hint says how
     |   |-- ConfigError      a setting is unknown, malformed or contradicts another
+    |   |-- JournalError     a journal is none, of another version, or damaged
     |   |-- ModelError       a model file is missing, broken or does not fit
     |   |-- RequestError     one request is malformed (an HTTP 400)
     |   `-- WorkloadError    a trace, a distribution or a target is malformed
@@ -28,6 +29,10 @@ class UserError(SetpointError):
 
 class ConfigError(UserError):
     """A setting is unknown, malformed or contradicts another."""
+
+
+class JournalError(UserError):
+    """A journal is none, of another version, or damaged."""
 
 
 class ModelError(UserError):

@@ -5,11 +5,11 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.core.worlds import STRATEGIES, World, worlds
 
 from setpoint.core.invariants import violations
-from setpoint.model import AnyCommand, AnyEvent, RunStep, StepFinished
+from setpoint.model import AnyCommand, AnyEvent, RunStep, StepFinished, StepPlan
 from setpoint.sim.replica import Arrival, ReplicaSimulator
-from tests.core.worlds import STRATEGIES, World, worlds
 
 
 class Trace:
@@ -20,6 +20,7 @@ class Trace:
         self.steps: list[tuple[float, Any, Any]] = []
         self.asked = 0
         self._began_at = 0.0
+        self._plan = StepPlan(step_id=0)
         machine = world.machine()
 
         def note(event: AnyEvent, commands: list[AnyCommand]) -> None:

@@ -4,9 +4,9 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.core.worlds import STRATEGIES, Run, worlds
 
 from setpoint.model import Finish
-from tests.core.worlds import STRATEGIES, Run, worlds
 
 everyone = pytest.mark.parametrize("strategy", STRATEGIES)
 

@@ -3,11 +3,11 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.core.worlds import STRATEGIES, Run, worlds
 
 from setpoint.core.replica import ReplicaMachine
 from setpoint.core.strategies.slack import Slack
 from setpoint.model import AnyCommand, Preempt, RunStep, StepPlan
-from tests.core.worlds import STRATEGIES, Run, worlds
 
 ROUNDING = 1 + 1e-9
 
@@ -21,7 +21,7 @@ def plan_of(commands: list[AnyCommand]) -> StepPlan | None:
 
 
 def left_out(machine: ReplicaMachine, plan: StepPlan) -> list[int]:
-    """The running that the plan leaves out, in whole or in part."""
+    """Return the running that the plan leaves out, in whole or in part."""
     ledger, prefills = machine.ledger, dict(plan.prefills)
     idle = [i for i in ledger.decoding if i not in plan.decodes]
     return idle + [i for i, s in ledger.prefilling.items() if prefills.get(i) != s.remaining_tokens]
@@ -69,9 +69,7 @@ def test_a_step_bound_by_work_leaves_nothing_and_one_bound_by_tokens_spends_them
 @in_order
 @settings(max_examples=15)
 @given(data=st.data())
-def test_continuous_batching_spends_its_budget_or_lets_everyone_in_who_fits(
-    strategy: str, data: st.DataObject
-) -> None:
+def test_continuous_batching_spends_its_budget_or_lets_everyone_in_who_fits(strategy: str, data: st.DataObject) -> None:
     def watch(machine: ReplicaMachine, commands: list[AnyCommand]) -> None:
         plan = plan_of(commands)
         ledger = machine.ledger
@@ -93,7 +91,7 @@ def test_continuous_batching_spends_its_budget_or_lets_everyone_in_who_fits(
 @settings(max_examples=15)
 @given(data=st.data())
 def test_an_idle_engine_means_that_nobody_may_be_let_in(strategy: str, data: st.DataObject) -> None:
-    def watch(machine: ReplicaMachine, commands: list[AnyCommand]) -> None:
+    def watch(machine: ReplicaMachine, _: list[AnyCommand]) -> None:
         if machine.step_in_flight is not None:
             return
         assert machine.ledger.running == 0
@@ -108,7 +106,7 @@ def test_an_idle_engine_means_that_nobody_may_be_let_in(strategy: str, data: st.
 @settings(max_examples=15)
 @given(data=st.data())
 def test_nobody_waits_longer_than_the_class_says_and_the_step_in_flight(strategy: str, data: st.DataObject) -> None:
-    def watch(machine: ReplicaMachine, commands: list[AnyCommand]) -> None:
+    def watch(machine: ReplicaMachine, _: list[AnyCommand]) -> None:
         now = machine.state.now
         for sequence in machine.ledger.waiting_from():
             assert sequence.preemptions or sequence.expires_at is None or sequence.expires_at > now

@@ -95,7 +95,7 @@ class World:
 
 
 class Run:
-    """A world played to its end by a shell that obeys the contract of the machine; `journal` is what went in and out."""
+    """A world played to its end by a shell that obeys the machine; `journal` is what went in and out."""
 
     def __init__(self, world: World) -> None:
         self.world = world
@@ -157,7 +157,9 @@ class Run:
         self.flight = None
         ledger = self.machine.ledger
         yielding = [i for i in plan.decodes if i in ledger.decoding]
-        yielding += [i for i, n in plan.prefills if i in ledger.prefilling and ledger.prefilling[i].remaining_tokens == n]
+        yielding += [
+            i for i, n in plan.prefills if i in ledger.prefilling and ledger.prefilling[i].remaining_tokens == n
+        ]
         stopped = []
         for request_id in yielding:
             self.tokens[request_id] = self.tokens.get(request_id, 0) + 1
@@ -183,13 +185,17 @@ class Run:
 
 def a_class(draw: st.DrawFn, name: str, *, is_harvest: bool) -> ServiceClass:
     """Draw a class with any mix of objectives, patience and limits."""
-    seconds = st.sampled_from([None, 0.02, 0.2, 2.0])
+
+    def seconds(*choices: float | None) -> Seconds | None:
+        chosen = draw(st.sampled_from(choices))
+        return None if chosen is None else Seconds(chosen)
+
     slo = Slo(
         percentile=draw(st.sampled_from([0.5, 0.95, 0.99])),
-        ttft_s=None if is_harvest else draw(seconds),
-        ttft_per_prompt_token_s=draw(st.sampled_from([0.0, 1e-4])),
-        tpot_s=None if is_harvest else draw(st.sampled_from([None, 0.005, 0.05])),
-        e2e_s=draw(st.sampled_from([0.5, 5.0, 500.0])) if is_harvest else draw(st.sampled_from([None, None, 1.0])),
+        ttft_s=None if is_harvest else seconds(None, 0.02, 0.2, 2.0),
+        ttft_per_prompt_token_s=Seconds(draw(st.sampled_from([0.0, 1e-4]))),
+        tpot_s=None if is_harvest else seconds(None, 0.005, 0.05),
+        e2e_s=seconds(0.5, 5.0, 500.0) if is_harvest else seconds(None, None, 1.0),
         judged_by=draw(st.sampled_from(["tpot", "pace"])),
     )
     return ServiceClass(
@@ -200,7 +206,7 @@ def a_class(draw: st.DrawFn, name: str, *, is_harvest: bool) -> ServiceClass:
         is_harvest=is_harvest,
         late=draw(st.sampled_from(["wait", "refuse"])),
         queue_max=draw(st.sampled_from([1, 3, 100])),
-        wait_max_s=draw(st.sampled_from([0.3, 3.0, 60.0])) if not is_harvest else None,
+        wait_max_s=None if is_harvest else seconds(0.3, 3.0, 60.0),
     )
 
 

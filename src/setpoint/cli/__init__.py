@@ -32,6 +32,7 @@ COMMANDS: dict[str, Command] = {
     "bench": Command(
         "setpoint.cli.bench", "bench", "Measure an endpoint: a run, a curve, or the highest rate within the SLOs."
     ),
+    "replay": Command("setpoint.cli.replay", "replay_file", "Run the scheduler again over a journal, and compare."),
     "compare": Command("setpoint.cli.compare", "compare", "Say what changed between two runs, with intervals."),
 }
 

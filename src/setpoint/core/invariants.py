@@ -22,7 +22,7 @@ def violations(machine: ReplicaMachine, *, has_shrunk: bool = False) -> list[str
 
 
 def each_in_one_place(ledger: Ledger) -> Iterator[str]:
-    """Every sequence waits, or is in prefill, or decodes; the waiting hold nothing and the running hold a slot."""
+    """Check that every sequence waits, or is in prefill, or decodes; the waiting hold nothing and the running hold a slot."""
     waiting = [request_id for _, request_id in ledger.waiting]
     places = Counter([*waiting, *ledger.prefilling, *ledger.decoding, *ledger.ending])
     for request_id in places.keys() | ledger.sequences.keys():
@@ -38,7 +38,7 @@ def each_in_one_place(ledger: Ledger) -> Iterator[str]:
 
 
 def queue_is_sorted(ledger: Ledger) -> Iterator[str]:
-    """The waiting stand in the order of their own keys, and are counted by class."""
+    """Check that the waiting stand in the order of their own keys, and are counted by class."""
     if ledger.waiting != sorted(ledger.waiting):
         yield "the waiting queue is out of order"
     by_class = Counter[str]()
@@ -58,7 +58,7 @@ def queue_is_sorted(ledger: Ledger) -> Iterator[str]:
 
 
 def slots_are_conserved(ledger: Ledger) -> Iterator[str]:
-    """Each slot is free or held once; only what began under a larger capacity holds one beyond it."""
+    """Check that each slot is free or held once; only what began under a larger capacity holds one beyond it."""
     held = Counter(s.slot for s in running(ledger) if s.slot is not None)
     for slot, count in held.items():
         if count > 1:
@@ -70,7 +70,7 @@ def slots_are_conserved(ledger: Ledger) -> Iterator[str]:
 
 
 def blocks_are_conserved(ledger: Ledger) -> Iterator[str]:
-    """The blocks held add up, and those of each sequence hold its tokens (of a prefill, all that it will compute)."""
+    """Check that the blocks held add up, and are enough for each sequence (in prefill, for all it will compute)."""
     if ledger.blocks_held != sum(s.blocks for s in running(ledger)):
         yield "the blocks held do not add up"
     for sequence in ledger.prefilling.values():
@@ -82,7 +82,7 @@ def blocks_are_conserved(ledger: Ledger) -> Iterator[str]:
 
 
 def tokens_are_sane(ledger: Ledger) -> Iterator[str]:
-    """Tokens lie within their limits, and a sequence decodes exactly when all but its last token are computed."""
+    """Check that tokens lie within their limits, and a sequence decodes exactly when all but its last token are computed."""
     for sequence in ledger.sequences.values():
         if not 0 <= sequence.cached_tokens <= sequence.computed_tokens:
             yield f"request {sequence.id} has computed less than was cached"
@@ -98,7 +98,7 @@ def tokens_are_sane(ledger: Ledger) -> Iterator[str]:
 
 
 def deadlines_are_sane(ledger: Ledger) -> Iterator[str]:
-    """No deadline lies before the arrival, and everyone who has never run and may expire is known to the clock."""
+    """Check that no deadline lies before the arrival, and everyone who has never run and may expire is known to the clock."""
     for sequence in ledger.sequences.values():
         for deadline in (sequence.ttft_deadline, sequence.expires_at, sequence.first_token_at):
             if deadline is not None and deadline < sequence.arrived_at:
@@ -113,7 +113,7 @@ def deadlines_are_sane(ledger: Ledger) -> Iterator[str]:
 
 
 def step_is_running(machine: ReplicaMachine) -> Iterator[str]:
-    """The step in flight names each sequence once, and those that are still here run."""
+    """Check that the step in flight names each sequence once, and those that are still here run."""
     plan = machine.step_in_flight
     if plan is None:
         return

@@ -10,7 +10,7 @@ from bisect import bisect_left, insort
 from collections import deque
 
 from setpoint.model import StepShape
-from setpoint.steptime.model import FEATURES, StepTimeModel, accumulate, features, solve
+from setpoint.steptime.model import FEATURES, StepTimeModel, accumulate, decode, features, solve
 from setpoint.units import Seconds
 
 _WINDOW = 256
@@ -128,3 +128,9 @@ class LearnedStepTime(FixedStepTime):
         ]
         moment = [a + b for a, b in zip(self._moment, self._anchor_moment, strict=True)]
         self._weights = tuple(solve(gram, moment, self._weights, _SWEEPS))
+
+
+def restored(data: bytes, is_learning: bool) -> FixedStepTime:  # noqa: FBT001 - the two facts that a journal keeps
+    """Return the step time that began with the model in `data`; raises `ConfigError` when the data are none."""
+    model = decode(data)
+    return LearnedStepTime(model) if is_learning else FixedStepTime(model)
