@@ -6,8 +6,9 @@ import msgspec
 
 from setpoint.core.state import Strategy
 from setpoint.core.strategies.batching import Continuous, Static, by_band, by_deadline, by_work
+from setpoint.core.strategies.options import SlackOptions
 from setpoint.core.strategies.qoserve import QoServe
-from setpoint.core.strategies.slack import Slack, SlackOptions
+from setpoint.core.strategies.slack import Slack
 from setpoint.errors import ConfigError
 
 Option = float | bool | str

@@ -19,49 +19,18 @@ from collections.abc import Iterable
 from itertools import takewhile
 from typing import NamedTuple
 
-import msgspec
-
 from setpoint.core.admission import RELEGATIONS, Job
 from setpoint.core.filling import Draft
 from setpoint.core.ledger import Key, Sequence
 from setpoint.core.setpoints import Setpoints
 from setpoint.core.state import State, Strategy
 from setpoint.core.strategies.batching import decode_horizon, decode_or_preempt, first_come
+from setpoint.core.strategies.harvest import HARVEST, HOPEFUL, LATE, Harvester, Urgency, cheapest, due_at
+from setpoint.core.strategies.options import SlackOptions
 from setpoint.model import Binding, Horizon, chunk_work
 from setpoint.units import Instant
 
-_HOPEFUL, _LATE, _HARVEST = 0.0, 1.0, 2.0
-_NEVER = float("inf")
-_PREEMPTIONS_MAX = 2
-_BURST_MAX = 4
 _UNSIZED_TOKENS = 512
-
-
-class SlackOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The parts of `slack`; the defaults are meant for every workload.
-
-    `relegation`: `moore-hodgson`, `own-deadline` or `none`. `rate_blend`: 0 counts waiting work at its bare cost, 1 at
-    the rate lately achieved. `chunk_min`: tokens below which a chunk that does not end a prompt does not pay. `pace`
-    (at most, where the tail of the step-time model allows it) and `boldness`: the first values of the margins (see
-    `setpoint.core.setpoints`), which stay there unless `is_controlled`. `arrival`: share of the tightest TTFT target
-    that a step may last. `idle_step_s`: the longest step when no protected class was seen for `memory_s`.
-    `reserve`: share of slots
-    and KV that batch work leaves free. The other `is_...` switches exist so that what a part is worth can be measured.
-    """
-
-    relegation: str = "moore-hodgson"
-    rate_blend: float = 0.5
-    chunk_min: int = 16
-    pace: float = 0.95
-    boldness: float = 0.25
-    arrival: float = 0.5
-    idle_step_s: float = 0.5
-    memory_s: float = 60.0
-    reserve: float = 0.1
-    is_controlled: bool = True
-    is_sized: bool = True
-    is_harvesting: bool = True
-    is_preempting: bool = True
 
 
 class _Limits(NamedTuple):
@@ -82,8 +51,6 @@ class Slack(Strategy):
         o = options or SlackOptions()
         self._options = o
         self._triage = RELEGATIONS[o.relegation]
-        self._preemptions = 0
-        self._is_harvesting = False
         self.setpoints = Setpoints(
             boldness=o.boldness,
             arrival=o.arrival,
@@ -91,15 +58,16 @@ class Slack(Strategy):
             memory_s=o.memory_s,
             is_moving=o.is_controlled,
         )
+        self._harvester = Harvester(o, self.setpoints)
 
     def key(self, sequence: Sequence, state: State) -> Key:
         """Return the place: the hopeful by deadline, the hopeless by work, batch work by its completion window."""
         due = due_at(sequence)
         if sequence.is_harvest:
-            return (_HARVEST, due)
+            return (HARVEST, due)
         if sequence.is_late and state.now + sequence.remaining_tokens * state.bare_prefill_s() > due:
-            return (_LATE, sequence.remaining_tokens)
-        return (_HOPEFUL, due)
+            return (LATE, sequence.remaining_tokens)
+        return (HOPEFUL, due)
 
     def saw_arrival(self, sequence: Sequence, state: State) -> None:
         """Reckon with the class; a protected arrival allows one more preemption."""
@@ -107,34 +75,33 @@ class Slack(Strategy):
             # one margin, not two: the tail of the step-time model is where the controlled share begins
             pace = min(self._options.pace, 1.0 / state.step_time.tail_ratio)
             self.setpoints.saw_arrival(sequence, state.now, pace=pace)
-            self._preemptions = min(_BURST_MAX, self._preemptions + 1)
+            self._harvester.allow_preemption()
 
     def saw_finish(self, sequence: Sequence, state: State) -> None:
         """Move the margins of the class."""
         if not sequence.is_harvest:
-            self.setpoints.saw_finish(sequence, state.now, is_harvesting=self._is_harvesting)
-            self._is_harvesting = False
+            self.setpoints.saw_finish(sequence, state.now, is_harvesting=self._harvester.take_has_run())
 
     def saw_refusal(self, sequence: Sequence, state: State) -> None:
         """Hold batch work back: what it took could have made room."""
         if not sequence.is_harvest:
-            self.setpoints.saw_refusal(sequence, is_harvesting=self._is_harvesting)
-            self._is_harvesting = False
+            self.setpoints.saw_refusal(sequence, is_harvesting=self._harvester.take_has_run())
 
     def plan(self, draft: Draft, state: State) -> None:
         """Build the step in the four parts that the module describes."""
         if not self._options.is_sized:
             draft.tokens_left = min(draft.tokens_left, _UNSIZED_TOKENS)
+        urgency = Urgency.of(state)
         protected: list[Sequence] = []
         harvest: list[Sequence] = []
         for sequence in state.ledger.decoding.values():
-            (harvest if self._is_spare(sequence, state) else protected).append(sequence)
+            (harvest if urgency.is_spare(sequence) else protected).append(sequence)
         self._decode(draft, protected, harvest)
         limits = self._limits(draft, state)
         draft.cap_s = limits.cap_s
-        spare_s = self._prefill(draft, limits, state)
+        spare_s = self._prefill(draft, limits, state, urgency)
         if self._options.is_harvesting or not (draft.decodes or draft.chunks):
-            self._harvest(draft, harvest, limits.harvest_s, spare_s, state)
+            self._harvester.fill(draft, harvest, limits.harvest_s, spare_s, state)
 
     def horizon(self, draft: Draft, state: State) -> Horizon:
         """Return for how many steps pure decoding goes on, as long as it keeps up with the tightest TPOT target."""
@@ -154,7 +121,7 @@ class Slack(Strategy):
             return Horizon(1)
         instants = [t for t in (base.until_at, self.setpoints.quiet_at(state.now)) if t is not None]
         if head is not None:
-            instants.append(self._urgent_at(head, state, base.steps))
+            instants.append(Urgency.of(state, base.steps).begins_at(head))
         steps = self._steps_within(draft, cap_s, base.steps)
         return Horizon(steps, pace_s=min(paces, default=None), until_at=Instant(min(instants)) if instants else None)
 
@@ -203,11 +170,11 @@ class Slack(Strategy):
         is_lost = least_s - slack > left * max(0.0, sequence.slo.tpot_s - least_s)
         return None if is_lost else slack
 
-    def _prefill(self, draft: Draft, limits: _Limits, state: State) -> float | None:
+    def _prefill(self, draft: Draft, limits: _Limits, state: State, urgency: Urgency) -> float | None:
         """Put in protected prefills: those in time, urgent batch work, those given up; return the spare seconds."""
         ledger = state.ledger
         hopeful = [s for s in draft.prefilling() if not s.is_harvest]
-        hopeful += takewhile(lambda s: s.key[0] == _HOPEFUL, ledger.waiting_from())
+        hopeful += takewhile(lambda s: s.key[0] == HOPEFUL, ledger.waiting_from())
         hopeful.sort(key=lambda s: (due_at(s), s.id))
         bare_s = state.bare_prefill_s()
         token_s = bare_s + self._options.rate_blend * (state.seconds_per_prefill_token() - bare_s)
@@ -218,9 +185,10 @@ class Slack(Strategy):
         given_up = self._give_up([sequences[i] for i in triage.given_up], draft, state)
         draft.relegated += [(s, False) for s in kept if s.is_late]
         late = sorted(given_up, key=lambda s: (s.remaining_tokens, s.id))
-        if self._fill(draft, [*kept, *self._urgent(draft, state)], limits, state, is_preempting=True):
-            waiting_late = takewhile(lambda s: s.key[0] == _LATE, ledger.waiting_from((_LATE,)))
-            self._fill(draft, [*late, *waiting_late], limits, state, is_preempting=False)
+        in_time = [*kept, *self._harvester.urgent(draft, state, urgency)]
+        if self._fill(draft, in_time, limits, urgency):
+            waiting_late = takewhile(lambda s: s.key[0] == LATE, ledger.waiting_from((LATE,)))
+            self._fill(draft, [*late, *waiting_late], limits, None)
         return triage.spare_s
 
     def _give_up(self, fallen: list[Sequence], draft: Draft, state: State) -> list[Sequence]:
@@ -235,16 +203,14 @@ class Slack(Strategy):
                 draft.relegated.append((sequence, True))
         return relegated
 
-    def _fill(
-        self, draft: Draft, sequences: Iterable[Sequence], limits: _Limits, state: State, *, is_preempting: bool
-    ) -> bool:
-        """Put prefills in, in order; false when tokens or time are spent."""
+    def _fill(self, draft: Draft, sequences: Iterable[Sequence], limits: _Limits, urgency: Urgency | None) -> bool:
+        """Put prefills in, in order; false when tokens or time are spent. With `urgency`, batch work makes room."""
         is_open = True
         for sequence in sequences:
             if sequence.slot is None and not is_open:
                 continue
             blocker = draft.add_prefill(sequence, limits.cap_s, chunk_min=self._options.chunk_min)
-            while blocker in {"slots", "kv"} and is_preempting and self._make_room(draft, state):
+            while blocker in {"slots", "kv"} and urgency is not None and self._harvester.make_room(draft, urgency):
                 blocker = draft.add_prefill(sequence, limits.cap_s, chunk_min=self._options.chunk_min)
             if blocker is None:
                 continue
@@ -253,83 +219,6 @@ class Slack(Strategy):
             if blocker not in {"slots", "kv"}:
                 return False
         return True
-
-    def _make_room(self, draft: Draft, state: State) -> bool:
-        """Take slot and KV back from the batch sequence that is cheapest to recompute, if that may be."""
-        if self._preemptions < 1 or not self._options.is_preempting:
-            return False
-        ledger = state.ledger
-        running = [*ledger.decoding.values(), *ledger.prefilling.values()]
-        victim = cheapest(draft, [s for s in running if self._is_spare(s, state)])
-        if victim is None:
-            return False
-        self._preemptions -= 1
-        draft.preempt(victim)
-        return True
-
-    def _harvest(
-        self, draft: Draft, decoding: list[Sequence], cap_s: float, spare_s: float | None, state: State
-    ) -> None:
-        """Fill what is left of the step with batch work."""
-        if spare_s is not None:
-            cap_s = min(cap_s, draft.seconds + self.setpoints.boldness(state.now) * max(0.0, spare_s))
-        is_empty = not draft.decodes and not draft.chunks
-        for sequence in sorted(decoding, key=lambda s: (s.computed_tokens, s.id)):
-            if sequence in draft.preempted:
-                continue
-            is_first = is_empty and not draft.decodes
-            blocker = draft.add_decode(sequence, None if is_first else cap_s)
-            if blocker is None:
-                continue
-            draft.binding = Binding("harvest" if blocker == "slack" else blocker)
-            if blocker != "kv":
-                break
-        self._harvest_prefills(draft, cap_s, state)
-        self._is_harvesting |= any(s.is_harvest for s in draft.decodes) or any(s.is_harvest for s in draft.chunks)
-        if draft.is_empty:
-            decode_or_preempt(draft, draft.decoding(), batch_last)
-
-    def _harvest_prefills(self, draft: Draft, cap_s: float, state: State) -> None:
-        ledger = state.ledger
-        is_quiet = self.setpoints.is_quiet(state.now)
-        reserve = 0 if is_quiet else int(self._options.reserve * ledger.capacity.kv_blocks)
-        slots = 0 if is_quiet else int(self._options.reserve * ledger.capacity.slots)
-        if not ledger.running and draft.is_empty:
-            reserve = slots = 0
-        begun = [s for s in draft.prefilling() if s.is_harvest]
-        for group in (begun, ledger.waiting_from((_HARVEST,))):
-            for sequence in group:
-                if sequence in draft.chunks:
-                    continue
-                if sequence.slot is None and draft.free_slots <= slots:
-                    draft.binding = Binding("slots")
-                    return
-                blocker = draft.add_prefill(sequence, cap_s, chunk_min=self._options.chunk_min, reserve=reserve)
-                if blocker is not None:
-                    draft.binding = Binding("harvest" if blocker == "slack" else blocker)
-                    return
-
-    def _is_spare(self, sequence: Sequence, state: State) -> bool:
-        """Return whether a sequence is batch work with time left: it yields to the protected."""
-        return sequence.is_harvest and state.now < self._urgent_at(sequence, state, 0)
-
-    def _urgent(self, draft: Draft, state: State) -> list[Sequence]:
-        """Return the batch sequences, begun and waiting, whose completion window draws near."""
-        begun = [s for s in draft.prefilling() if s.is_harvest and not self._is_spare(s, state)]
-        queue = state.ledger.waiting_from((_HARVEST,))
-        return begun + list(takewhile(lambda s: not self._is_spare(s, state), queue))
-
-    def _urgent_at(self, sequence: Sequence, state: State, steps: int) -> float:
-        """Return when twice the work left of a batch sequence reaches its completion window, `steps` steps from now."""
-        due = due_at(sequence)
-        if due == _NEVER:
-            return due
-        ledger = state.ledger
-        decodes = len(ledger.decoding)
-        context = sum(s.computed_tokens for s in ledger.decoding.values()) + steps * decodes
-        step_s = state.step_time.seconds(max(1, decodes), context)
-        left = sequence.output_tokens_max - sequence.output_tokens
-        return due - 2.0 * (sequence.remaining_tokens * state.seconds_per_prefill_token() + left * step_s)
 
     def _steps_within(self, draft: Draft, cap_s: float, steps: int) -> int:
         """Return how many steps of all these decodes, each with a longer context, stay within `cap_s`."""
@@ -341,23 +230,3 @@ class Slack(Strategy):
             else:
                 high = middle
         return low + 1
-
-
-def batch_last(sequence: Sequence) -> Key:
-    """Take the protected first, then batch work, each in the order of arrival."""
-    return (sequence.is_harvest, sequence.arrived_at)
-
-
-def due_at(sequence: Sequence) -> float:
-    """Return when the first token (or, of batch work, the last) is due; infinity where nothing is."""
-    if sequence.ttft_deadline is not None:
-        return sequence.ttft_deadline
-    return _NEVER if sequence.slo.e2e_s is None else sequence.arrived_at + sequence.slo.e2e_s
-
-
-def cheapest(draft: Draft, sequences: Iterable[Sequence]) -> Sequence | None:
-    """Return the sequence that is cheapest to recompute per block that it frees; twice preempted is protected."""
-    candidates = [
-        s for s in sequences if s.preemptions < _PREEMPTIONS_MAX and s not in draft.preempted and s not in draft.chunks
-    ]
-    return min(candidates, key=lambda s: (draft.recompute_seconds(s) / max(1, s.blocks), s.id), default=None)

@@ -1,0 +1,150 @@
+"""Batch work under `slack`: it takes what the protected classes leave, and gives back what they need.
+
+A batch sequence is *spare* while its completion window is far off: twice the work left of it, at what a decode and a
+prompt token cost now, must still fit. From then on it is protected like any other.
+"""
+
+from collections.abc import Iterable
+from itertools import takewhile
+from typing import NamedTuple, Self
+
+from setpoint.core.filling import Draft
+from setpoint.core.ledger import Key, Sequence
+from setpoint.core.setpoints import Setpoints
+from setpoint.core.state import State
+from setpoint.core.strategies.batching import decode_or_preempt
+from setpoint.core.strategies.options import SlackOptions
+from setpoint.model import Binding
+
+HOPEFUL, LATE, HARVEST = 0.0, 1.0, 2.0
+"""The parts of the waiting queue, in their order: first elements of the keys."""
+NEVER = float("inf")
+_PREEMPTIONS_MAX = 2
+_BURST_MAX = 4
+
+
+class Urgency(NamedTuple):
+    """What a decode step and a prompt token cost now, in seconds; taken once a plan, for all sequences alike."""
+
+    now: float
+    step_s: float
+    token_s: float
+
+    @classmethod
+    def of(cls, state: State, steps: int = 0) -> Self:
+        """Return the costs as they will be `steps` steps of pure decoding from now."""
+        decoding = state.ledger.decoding
+        context = sum(s.computed_tokens for s in decoding.values()) + steps * len(decoding)
+        return cls(
+            state.now, state.step_time.seconds(max(1, len(decoding)), context), state.seconds_per_prefill_token()
+        )
+
+    def begins_at(self, sequence: Sequence) -> float:
+        """Return when twice the work left of a batch sequence reaches its completion window."""
+        due = due_at(sequence)
+        if due == NEVER:
+            return due
+        left = sequence.output_tokens_max - sequence.output_tokens
+        return due - 2.0 * (sequence.remaining_tokens * self.token_s + left * self.step_s)
+
+    def is_spare(self, sequence: Sequence) -> bool:
+        """Return whether a sequence is batch work with time left: it yields to the protected."""
+        return sequence.is_harvest and self.now < self.begins_at(sequence)
+
+
+class Harvester:
+    """Puts batch work into steps, and takes it back; at most one preemption for each protected arrival."""
+
+    def __init__(self, options: SlackOptions, setpoints: Setpoints) -> None:
+        """Keep to `options`, as boldly as `setpoints` say."""
+        self._options = options
+        self._setpoints = setpoints
+        self._preemptions = 0
+        self._has_run = False
+
+    def allow_preemption(self) -> None:
+        """Count a protected arrival."""
+        self._preemptions = min(_BURST_MAX, self._preemptions + 1)
+
+    def take_has_run(self) -> bool:
+        """Return whether batch work has run since the last call."""
+        has_run, self._has_run = self._has_run, False
+        return has_run
+
+    def make_room(self, draft: Draft, urgency: Urgency) -> bool:
+        """Take slot and KV back from the batch sequence that is cheapest to recompute, if that may be."""
+        if self._preemptions < 1 or not self._options.is_preempting:
+            return False
+        running = (*draft.decoding(), *draft.prefilling())
+        victim = cheapest(draft, [s for s in running if urgency.is_spare(s)])
+        if victim is None:
+            return False
+        self._preemptions -= 1
+        draft.preempt(victim)
+        return True
+
+    def urgent(self, draft: Draft, state: State, urgency: Urgency) -> list[Sequence]:
+        """Return the batch sequences, begun and waiting, whose completion window draws near."""
+        begun = [s for s in draft.prefilling() if s.is_harvest and not urgency.is_spare(s)]
+        queue = state.ledger.waiting_from((HARVEST,))
+        return begun + list(takewhile(lambda s: not urgency.is_spare(s), queue))
+
+    def fill(self, draft: Draft, decoding: list[Sequence], cap_s: float, spare_s: float | None, state: State) -> None:
+        """Fill what is left of the step with batch work."""
+        if spare_s is not None:
+            cap_s = min(cap_s, draft.seconds + self._setpoints.boldness(state.now) * max(0.0, spare_s))
+        is_empty = not draft.decodes and not draft.chunks
+        for sequence in sorted(decoding, key=lambda s: (s.computed_tokens, s.id)):
+            if sequence in draft.preempted:
+                continue
+            is_first = is_empty and not draft.decodes
+            blocker = draft.add_decode(sequence, None if is_first else cap_s)
+            if blocker is None:
+                continue
+            draft.binding = Binding("harvest" if blocker == "slack" else blocker)
+            if blocker != "kv":
+                break
+        self._fill_prefills(draft, cap_s, state)
+        self._has_run |= any(s.is_harvest for s in draft.decodes) or any(s.is_harvest for s in draft.chunks)
+        if draft.is_empty:
+            decode_or_preempt(draft, draft.decoding(), batch_last)
+
+    def _fill_prefills(self, draft: Draft, cap_s: float, state: State) -> None:
+        ledger = state.ledger
+        is_quiet = self._setpoints.is_quiet(state.now)
+        reserve = 0 if is_quiet else int(self._options.reserve * ledger.capacity.kv_blocks)
+        slots = 0 if is_quiet else int(self._options.reserve * ledger.capacity.slots)
+        if not ledger.running and draft.is_empty:
+            reserve = slots = 0
+        begun = [s for s in draft.prefilling() if s.is_harvest]
+        for group in (begun, ledger.waiting_from((HARVEST,))):
+            for sequence in group:
+                if sequence in draft.chunks:
+                    continue
+                if sequence.slot is None and draft.free_slots <= slots:
+                    draft.binding = Binding("slots")
+                    return
+                blocker = draft.add_prefill(sequence, cap_s, chunk_min=self._options.chunk_min, reserve=reserve)
+                if blocker is not None:
+                    draft.binding = Binding("harvest" if blocker == "slack" else blocker)
+                    return
+
+
+def batch_last(sequence: Sequence) -> Key:
+    """Take the protected first, then batch work, each in the order of arrival."""
+    return (sequence.is_harvest, sequence.arrived_at)
+
+
+def due_at(sequence: Sequence) -> float:
+    """Return when the first token (or, of batch work, the last) is due; infinity where nothing is."""
+    if sequence.ttft_deadline is not None:
+        return sequence.ttft_deadline
+    return NEVER if sequence.slo.e2e_s is None else sequence.arrived_at + sequence.slo.e2e_s
+
+
+def cheapest(draft: Draft, sequences: Iterable[Sequence]) -> Sequence | None:
+    """Return the sequence that is cheapest to recompute per block that it frees; twice preempted is protected."""
+    candidates = [
+        s for s in sequences if s.preemptions < _PREEMPTIONS_MAX and s not in draft.preempted and s not in draft.chunks
+    ]
+    return min(candidates, key=lambda s: (draft.recompute_seconds(s) / max(1, s.blocks), s.id), default=None)
