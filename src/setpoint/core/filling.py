@@ -127,8 +127,8 @@ class Draft:
         """Put in the largest chunk of `sequence` that fits; `None` means that all its remaining tokens are in.
 
         A chunk that does not end the prompt has at least `chunk_min` tokens; an empty step takes that whatever its
-        time, so that work never stands still for want of a limit that can be kept. A sequence that does not run yet needs a
-        slot, and KV for all its known tokens beside `reserve` blocks.
+        time, so that work never stands still for want of a limit that can be kept. A sequence that does not run yet
+        needs a slot, and KV for all its known tokens beside `reserve` blocks.
         """
         if sequence.slot is None:
             blocker = self._no_room(sequence, reserve)
