@@ -115,7 +115,7 @@ class SteeredMachine(ReplicaMachine):
         )
 
     def _begun(self, event: StepBegun) -> None:
-        """Put the step under way, and count it as done when it is predicted to end."""
+        """Put the step under way, and count it as done when it is predicted to end; one of nothing takes no time."""
         ledger = self.ledger
         for request_id in event.preempted:
             sequence = ledger.sequences.get(request_id)
@@ -125,6 +125,8 @@ class SteeredMachine(ReplicaMachine):
             sequence = ledger.sequences.get(request_id)
             if sequence is not None and sequence.slot is None:
                 self._admit(sequence, cached_tokens, known_tokens)
+        if not event.decodes and not event.prefills:
+            return
         shape = self._shape_of(event)
         predicted_s = self.state.step_time.seconds(*shape)
         if not self.underway:

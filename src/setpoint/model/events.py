@@ -65,7 +65,7 @@ class StepBegun(Event, frozen=True, kw_only=True, omit_defaults=True):
     `step_id` rises from step to step; `StepFinished` follows for each in the same order. `preempted`: ids that the
     engine took slot and KV back from, before the step. `admitted`: (id, cached tokens, known tokens) of those that it
     let in: that many tokens of prompt and output are known, and the first of them were found in its cache. `decodes`
-    and `prefills` as in a plan.
+    and `prefills` as in a plan; where both are empty, nothing was begun and nothing will finish.
     """
 
     step_id: int
