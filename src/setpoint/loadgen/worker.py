@@ -24,7 +24,6 @@ from setpoint.workload import PlannedRequest
 
 PROGRESS_S = 0.25
 NICENESS = -10
-"""Where it is allowed: a client that waits for the processor dates answers late, and an engine may take every core."""
 
 
 class WorkerSpec(msgspec.Struct, kw_only=True):
@@ -60,10 +59,22 @@ class _Writer:
 def main(spec_path: str) -> None:
     """Carry out the specification in the file `spec_path`."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    with contextlib.suppress(OSError):
-        os.nice(NICENESS)
+    _take_precedence()
     spec = msgspec.json.decode(Path(spec_path).read_bytes(), type=WorkerSpec)
     run(_work(spec))
+
+
+def _take_precedence() -> None:
+    """Run before ordinary processes where that is allowed: a client that waits for the processor dates answers late.
+
+    An engine may take every core; real-time precedence then cuts the wake-up lag from some 10 ms to 0.1 ms. The client
+    sleeps most of the time, and above 70% of a core it declares its own figures invalid.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
+        return
+    with contextlib.suppress(OSError):
+        os.nice(NICENESS)
 
 
 async def _work(spec: WorkerSpec) -> None:
