@@ -6,17 +6,19 @@ server that serves.
 
 import asyncio
 import gc
+import importlib.metadata
 import logging
 import socket
 import sys
 import time
 import tomllib
 from collections.abc import Callable, Mapping
-from contextlib import closing
+from contextlib import ExitStack, closing
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
+import msgspec
 import typer
 
 from setpoint.cli.step_times import load_step_time, step_time_key
@@ -24,6 +26,7 @@ from setpoint.core.replica import ReplicaMachine
 from setpoint.core.strategies import STRATEGIES, make_strategy
 from setpoint.engines.driver import Driver
 from setpoint.engines.embedded import EmbeddedEngine
+from setpoint.engines.journal import JournalFile
 from setpoint.engines.llamacpp.executor import LlamaExecutor
 from setpoint.engines.llamacpp.model import Model
 from setpoint.engines.llamacpp.quantize import quantized_model
@@ -34,6 +37,8 @@ from setpoint.errors import ConfigError, SetpointError
 from setpoint.gateway.app import build_app
 from setpoint.gateway.server import LOOPBACK, build_server, open_listener
 from setpoint.gateway.telemetry import Telemetry
+from setpoint.journal import Header
+from setpoint.model import Capacity
 from setpoint.settings import EngineSettings, Settings, parse_settings
 from setpoint.steptime.learner import LearnedStepTime
 from setpoint.steptime.model import StepTimeModel
@@ -76,6 +81,9 @@ def serve(  # noqa: PLR0913 - the options of a command
     quantize: Annotated[
         str | None, typer.Option(help="Convert the model to this type first (such as q4_0, q8_0); kept for next time.")
     ] = None,
+    journal: Annotated[
+        Path | None, typer.Option(help="Write every decision to this file, for `setpoint replay`.", show_default=False)
+    ] = None,
     verbose: Annotated[bool, typer.Option("--verbose", help="Say more on stderr.")] = False,
 ) -> None:
     """Serve a model behind an OpenAI-compatible API, and hold the targets of its classes.
@@ -104,7 +112,7 @@ def serve(  # noqa: PLR0913 - the options of a command
         "server": {"host": host, "port": port},
     }
     settings = read_settings(config, options, strategy)
-    run(settings)
+    run(settings, journal)
 
 
 def read_settings(config: Path | None, options: Mapping[str, Mapping[str, Any]], strategy: str | None) -> Settings:
@@ -197,20 +205,38 @@ def choose_step_time(settings: EngineSettings, executor: LlamaExecutor) -> StepT
     return kept or warm
 
 
-def run(settings: Settings) -> None:
-    """Serve until a signal ends it."""
+def run(settings: Settings, journal: Path | None = None) -> None:
+    """Serve until a signal ends it; with `journal`, keep every event and command there."""
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     strategy = make_strategy(settings.strategy.name, **settings.strategy.options)
     listener = open_listener(settings.server)
     name, model, executor = load_engine(settings.engine)
-    with model, closing(executor):
-        step_time = LearnedStepTime(choose_step_time(settings.engine, executor))
-        machine = ReplicaMachine(strategy, settings.classes, executor.capacity, step_time)
+    with model, closing(executor), ExitStack() as stack:
+        begun = choose_step_time(settings.engine, executor)
+        machine = ReplicaMachine(strategy, settings.classes, executor.capacity, LearnedStepTime(begun))
+        sink = None
+        if journal is not None:
+            header = journal_header(settings, executor.capacity, begun)
+            sink = stack.enter_context(closing(JournalFile(journal, header)))
         # nothing of what was loaded is ever garbage: the collector need not look at it again
         gc.freeze()
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            runner.run(_serve(settings, LoadedEngine(name, model, executor), machine, listener))
+            runner.run(_serve(settings, LoadedEngine(name, model, executor), machine, listener, sink))
     log.info("stopped")
+
+
+def journal_header(settings: Settings, capacity: Capacity, step_time: StepTimeModel) -> Header:
+    """Return the first line of the journal of a server: all that its machine was made of."""
+    return Header(
+        strategy=settings.strategy.name,
+        options=settings.strategy.options,
+        classes=tuple(settings.classes.values()),
+        capacity=capacity,
+        step_time=msgspec.Raw(msgspec.json.encode(step_time)),
+        is_learning=True,
+        engine=step_time.key,
+        made_by=importlib.metadata.version("setpoint"),
+    )
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
@@ -223,7 +249,13 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     return factory
 
 
-async def _serve(settings: Settings, loaded: LoadedEngine, machine: ReplicaMachine, listener: socket.socket) -> None:
+async def _serve(
+    settings: Settings,
+    loaded: LoadedEngine,
+    machine: ReplicaMachine,
+    listener: socket.socket,
+    journal_sink: JournalFile | None,
+) -> None:
     model, executor = loaded.model, loaded.executor
     name = settings.server.model_name or loaded.name
     telemetry = Telemetry(name, list(settings.classes))
@@ -232,6 +264,7 @@ async def _serve(settings: Settings, loaded: LoadedEngine, machine: ReplicaMachi
         executor=executor,
         text_stream=lambda generation: TextStream(model, generation.stop),
         observer=telemetry,
+        journal_sink=journal_sink,
         requests_max=settings.server.requests_max,
     )
     context_tokens = executor.capacity.context_tokens_max
