@@ -13,7 +13,20 @@ from setpoint.errors import ConfigError
 from setpoint.planner.result import decode
 from setpoint.settings import parse_settings
 
-SIZES = ("--slots", "4", "--prompt", "24", "--output", "6", "--ttft-ms", "60000", "--tpot-ms", "60000")
+SIZES = (
+    "--slots",
+    "4",
+    "--threads",
+    "1",
+    "--prompt",
+    "24",
+    "--output",
+    "6",
+    "--ttft-ms",
+    "60000",
+    "--tpot-ms",
+    "60000",
+)
 """Little work under targets that any machine meets: the test is of the path, not of the speed."""
 
 
@@ -28,7 +41,7 @@ def test_tuning_a_real_model_ends_in_a_point_that_serve_accepts_and_in_four_file
     start: Start, starter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     code, out, err = outcome(
-        start, str(starter), "--quick", "--seconds", "20", "--strategies", "continuous,slack", *SIZES, "--json"
+        start, str(starter), "--quick", "--seconds", "20", "--strategies", "slack", *SIZES, "--json"
     )
     assert code == 0, err
     result = decode(out.encode())

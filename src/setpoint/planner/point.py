@@ -25,8 +25,11 @@ class OperatingPoint(msgspec.Struct, frozen=True, kw_only=True):
     threads: int
     quantize: str | None = None
 
-    def settings(self, classes: Mapping[str, ServiceClass], default_class: str, step_time_file: str | None) -> Settings:
-        """Return the settings of a server at this point; requests that name no class are of `default_class`."""
+    def settings(self, classes: Mapping[str, ServiceClass], default_class: str) -> Settings:
+        """Return the settings of a server at this point; requests that name no class are of `default_class`.
+
+        Its step times are not named: the server finds those that were kept for its model and machine by itself.
+        """
         engine = EngineSettings(
             model=self.model,
             slots=self.slots,
@@ -35,7 +38,6 @@ class OperatingPoint(msgspec.Struct, frozen=True, kw_only=True):
             step_tokens_max=self.step_tokens_max,
             threads=self.threads,
             quantize=self.quantize,
-            step_time_file=step_time_file,
         )
         return Settings(
             server=ServerSettings(default_class=default_class),

@@ -38,6 +38,8 @@ class Time(msgspec.Struct, frozen=True, kw_only=True):
 
 QUICK = Time(total_s=155.0, profile_s=14.0, trials=4, trials_naive=2, window_min_s=5.0, forecast_requests=120)
 FULL = Time(total_s=840.0, profile_s=60.0, trials=6, trials_naive=3, window_min_s=10.0, forecast_requests=400)
+WINDOW_LEAST_S, WINDOW_FLOOR_S = 3.0, 20.0
+REQUESTS_LEAST = 8.0
 REQUESTS_MIN = 20.0
 """What a trial should see at least, where time allows."""
 START_S = 6.0
@@ -53,7 +55,7 @@ def with_total(time: Time, total_s: float) -> Time:
         time,
         total_s=total_s,
         profile_s=time.profile_s * share,
-        window_min_s=min(time.window_min_s, time.window_min_s * share),
+        window_min_s=max(WINDOW_LEAST_S, min(time.window_min_s, time.window_min_s * share)),
         forecast_requests=max(30, min(time.forecast_requests, round(time.forecast_requests * share))),
     )
 
@@ -66,6 +68,11 @@ def window_s(left_s: float, trials_left: int, servers_left: int) -> float:
 def stretched(window: float, rate_rps: float, trials_left: int) -> float:
     """Return the window made longer for a low rate, at the expense of the other trials of the same strategy."""
     return min(max(window, REQUESTS_MIN / rate_rps), window * max(1, trials_left))
+
+
+def floor_s(window_min_s: float, rate_rps: float) -> float:
+    """Return how long even the only trial must be, time or not: to see a few requests, within reason."""
+    return max(window_min_s, min(WINDOW_FLOOR_S, REQUESTS_LEAST / rate_rps))
 
 
 def next_rate(trials: Sequence[Trial], guess_rps: float) -> float | None:

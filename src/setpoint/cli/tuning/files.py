@@ -52,12 +52,13 @@ def settings_text(result: Tuning, asked: Asked) -> str | None:
     classes = dict(asked.classes)
     if not result.choice.is_met:
         classes[result.target] = _loosened(classes[result.target], result.choice.factor)
-    settings = result.point.settings(classes, result.target, result.step_time.file)
+    settings = result.point.settings(classes, result.target)
     target = main_target(result)
     promise = "" if target is None else targets_of(target, result.choice.factor)
     head = [
         *(f"# {line}" for line in textwrap.wrap(verdict(result), 100)),
-        f"# Measured {result.started_at} by setpoint {result.version}: {result.command}",
+        f"# Measured {result.started_at} by setpoint {result.version}:",
+        f"#   {result.command}",
         f"# {result.model.file}, {result.machine.processor}, {result.machine.cores} cores, {result.machine.engine}",
         f"# The class {result.target} is promised {promise}.",
         "# Serve it: setpoint serve --config setpoint.toml",

@@ -132,6 +132,7 @@ def _notes(asked: Asked, found: Found, run: Run, choice: Choice | None) -> list[
     unmeasured = [name for name in asked.strategies if not found.trials.get(name)]
     if unmeasured:
         notes.append(f"Not measured: {', '.join(unmeasured)}.")
+    notes += [f"{name} was not measured to the end: {why}" for name, why in found.failures.items()]
     notes += _sample_notes(asked, found, run, choice)
     load = found.machine.load_before if found.machine is not None else None
     if load is not None and load > BUSY_LOAD:
@@ -140,8 +141,8 @@ def _notes(asked: Asked, found: Found, run: Run, choice: Choice | None) -> list[
     invalid = [trial for trial in trials if not trial.is_valid]
     if invalid:
         notes.append(
-            f"{len(invalid)} of {len(trials)} trials were not counted, because the measuring client was late itself "
-            f"(first reason: {invalid[0].faults[0]})."
+            f"{len(invalid)} of {len(trials)} trials were not counted, because the measuring client could not keep up "
+            f"itself ({invalid[0].faults[0]})."
         )
     if found.profile is not None and found.profile.p95_error > ERROR_WORTH_SAYING:
         notes.append(

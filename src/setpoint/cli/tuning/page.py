@@ -60,7 +60,7 @@ def _series(one: Measured, result: Tuning, which: str) -> Series:
     choice = result.choice
     chosen = choice.holding.trial if choice is not None and choice.strategy == one.strategy else None
     spots = []
-    for index, trial in sorted(enumerate(one.trials), key=lambda pair: pair[1].rate_rps):
+    for index, trial in sorted(enumerate(one.trials), key=lambda pair: pair[1].output_tokens_per_s):
         seen = trial.classes.get(result.target)
         value = None if seen is None else seen.quantile(which, 0.95)
         if value is None or value.value is None or not trial.is_valid:

@@ -6,6 +6,7 @@ Whatever is measured is kept from the moment it exists, so that Ctrl-C at any po
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
+from pathlib import Path
 
 import msgspec
 
@@ -15,6 +16,7 @@ from setpoint.cli.tuning.facts import machine_facts, model_facts
 from setpoint.cli.tuning.measure import Stage, run_trial, scratch
 from setpoint.cli.tuning.server import serving
 from setpoint.cli.tuning.talk import Talk
+from setpoint.errors import EngineError
 from setpoint.loadgen.probe import learn_words
 from setpoint.loadgen.prompts import Lexicon
 from setpoint.loadgen.target import EndpointTarget
@@ -25,7 +27,7 @@ from setpoint.planner.point import OperatingPoint
 from setpoint.planner.predict import Forecast, Options
 from setpoint.planner.profile import Profile, Profiler
 from setpoint.planner.result import Machine, Subject
-from setpoint.planner.search import Time, naive_rates, next_rate, stretched, window_s
+from setpoint.planner.search import Time, floor_s, naive_rates, next_rate, stretched, window_s
 from setpoint.planner.trial import Trial
 from setpoint.seeds import stream
 from setpoint.settings import EngineSettings
@@ -68,7 +70,7 @@ class Found(msgspec.Struct, kw_only=True):
     trials: dict[str, list[Trial]] = {}
     prompts: tuple[int, int] = (1, 1)
     is_cut: bool = False
-    failures: list[str] = []
+    failures: dict[str, str] = {}
 
 
 class Tuner:
@@ -156,13 +158,25 @@ class Tuner:
         order = sorted(asked.strategies, key=lambda name: (name in NAIVE, -(found.predicted[name] or 0.0)))
         with scratch() as folder:
             for position, strategy in enumerate(order):
-                self._talk.doing(f"{strategy}: starting the server")
-                settings = self.point(strategy).settings(asked.classes, asked.target, found.step_time_file)
-                with serving(settings, folder, self._talk.tick) as url:
-                    if lexicon is None:
-                        self._talk.doing("learning how the server counts tokens")
-                        lexicon = learn_words(EndpointTarget(url=url, engine="setpoint"))
-                    self._measure_strategy(strategy, url, lexicon, order[position + 1 :])
+                try:
+                    lexicon = self._measure_on_server(strategy, folder, lexicon, order[position + 1 :])
+                except EngineError as error:
+                    # one strategy that fails must not cost the others what was measured of them
+                    if not any(found.trials.values()) and position + 1 == len(order):
+                        raise
+                    found.failures[strategy] = error.message
+                    self._talk.say(f"  {strategy:<11} not measured to the end: {error.message}")
+
+    def _measure_on_server(self, strategy: str, folder: Path, lexicon: Lexicon | None, later: Sequence[str]) -> Lexicon:
+        """Measure one strategy; return the words that the server counts as one token each, learned once a run."""
+        self._talk.doing(f"{strategy}: starting the server")
+        settings = self.point(strategy).settings(self._asked.classes, self._asked.target)
+        with serving(settings, folder, self._talk.tick) as url:
+            if lexicon is None:
+                self._talk.doing("learning how the server counts tokens")
+                lexicon = learn_words(EndpointTarget(url=url, engine="setpoint"))
+            self._measure_strategy(strategy, url, lexicon, later)
+        return lexicon
 
     def _measure_strategy(self, strategy: str, url: str, lexicon: Lexicon, later: Sequence[str]) -> None:
         asked, found = self._asked, self.found
@@ -185,7 +199,9 @@ class Tuner:
             window = min(WINDOW_MAX_S, window_s(left, wanted - index + waiting, len(later)))
             if rate is None or (trials and window < asked.time.window_min_s / 2.0):
                 return
-            window = min(WINDOW_MAX_S, max(stretched(window, rate, wanted - index), asked.time.window_min_s))
+            window = min(
+                WINDOW_MAX_S, max(stretched(window, rate, wanted - index), floor_s(asked.time.window_min_s, rate))
+            )
             self._talk.doing(f"{strategy}: {rate:.2f} requests/s for {window:.0f} s, trial {index + 1} of {wanted}")
             trial, is_cut = run_trial(
                 stage,
