@@ -3,7 +3,8 @@
 The waiting prefills are jobs on one machine: each has a deadline and some seconds of work. Moore-Hodgson (Moore 1968,
 "An n job, one machine sequencing algorithm for minimizing the number of late jobs") keeps the largest number of jobs
 in time: go through them in deadline order, adding work; whenever one would be late, give up the largest of those kept.
-With weights, the one of least worth per second of work goes first (exact for equal weights, a heuristic otherwise).
+With weights, those of least worth per second of work go first, until it would not be late (exact for equal weights, a
+heuristic otherwise). What would be late even if it were alone is given up before anyone falls for it.
 """
 
 from collections.abc import Sequence as Many
@@ -33,14 +34,17 @@ class Triage(NamedTuple):
 
 def moore_hodgson(jobs: Many[Job], now: float) -> Triage:
     """Split `jobs`, given in deadline order, into those that can be done in time from `now` on and the rest."""
-    heap: list[tuple[float, float, int, int]] = []
+    heap: list[tuple[float, float, int]] = []
     given_up: dict[int, None] = {}
     busy_until = now
-    for place, job in enumerate(jobs):
-        heappush(heap, (job.weight / job.work_s if job.work_s > 0.0 else float("inf"), -job.work_s, job.id, place))
+    for job in jobs:
+        if now + job.work_s > job.deadline:
+            given_up[job.id] = None
+            continue
+        heappush(heap, (job.weight / job.work_s if job.work_s > 0.0 else float("inf"), -job.work_s, job.id))
         busy_until += job.work_s
-        if busy_until > job.deadline:
-            _, negative_work, request_id, _ = heappop(heap)
+        while busy_until > job.deadline:
+            _, negative_work, request_id = heappop(heap)
             busy_until += negative_work
             given_up[request_id] = None
     return Triage(tuple(j.id for j in jobs if j.id not in given_up), tuple(given_up), _spare(jobs, given_up, now))

@@ -139,6 +139,7 @@ class Draft:
         tokens, bound = self._largest_chunk(sequence, cap_s)
         if bound == "slack" and tokens < (least := min(chunk_min, sequence.remaining_tokens)):
             tokens = min(least, self.tokens_left) if self.is_empty else 0
+            bound = None if tokens == sequence.remaining_tokens else bound
         if tokens < 1:
             return bound
         if sequence.slot is None:

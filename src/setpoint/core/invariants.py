@@ -22,7 +22,7 @@ def violations(machine: ReplicaMachine, *, has_shrunk: bool = False) -> list[str
 
 
 def each_in_one_place(ledger: Ledger) -> Iterator[str]:
-    """Check that every sequence waits, or is in prefill, or decodes; the waiting hold nothing and the running hold a slot."""
+    """Check that each sequence waits (and holds nothing) or runs in prefill or decode (and holds a slot)."""
     waiting = [request_id for _, request_id in ledger.waiting]
     places = Counter([*waiting, *ledger.prefilling, *ledger.decoding, *ledger.ending])
     for request_id in places.keys() | ledger.sequences.keys():
@@ -82,7 +82,7 @@ def blocks_are_conserved(ledger: Ledger) -> Iterator[str]:
 
 
 def tokens_are_sane(ledger: Ledger) -> Iterator[str]:
-    """Check that tokens lie within their limits, and a sequence decodes exactly when all but its last token are computed."""
+    """Check that tokens lie within their limits, and that in decode all but the last of them are computed."""
     for sequence in ledger.sequences.values():
         if not 0 <= sequence.cached_tokens <= sequence.computed_tokens:
             yield f"request {sequence.id} has computed less than was cached"
@@ -98,7 +98,7 @@ def tokens_are_sane(ledger: Ledger) -> Iterator[str]:
 
 
 def deadlines_are_sane(ledger: Ledger) -> Iterator[str]:
-    """Check that no deadline lies before the arrival, and everyone who has never run and may expire is known to the clock."""
+    """Check that no deadline lies before the arrival, and that the next to expire is known."""
     for sequence in ledger.sequences.values():
         for deadline in (sequence.ttft_deadline, sequence.expires_at, sequence.first_token_at):
             if deadline is not None and deadline < sequence.arrived_at:
