@@ -5,8 +5,8 @@
 least its arithmetic, and a request its attention, whatever the batch; so for every window [s, t] the work of the served
 requests that lies inside cannot exceed t - s. Maximising the sum of x_i under these constraints (a linear program over
 windows that begin at arrivals, in a geometric range of lengths) bounds the attainment of every policy from above. It
-forgets that steps have a fixed cost and memory time: where arrivals are steady it says little more than the bound, where
-they come in bursts it says how much of the loss no policy could avoid.
+forgets that steps have a fixed cost and memory time: where arrivals are steady it says little more than the bound,
+where they come in bursts it says how much of the loss no policy could avoid.
 
 *Exact.* For a handful of requests of one token each, in steps of whole prompts: search over which set to compute next.
 """
@@ -16,7 +16,7 @@ from functools import cache
 from itertools import combinations
 
 from policy_runs import WARM_UP
-from policy_worlds import BY_NAME, TOKEN_S, A100, Workload, arrivals
+from policy_worlds import A100, BY_NAME, TOKEN_S, Workload, arrivals
 
 from setpoint.model import chunk_work
 from setpoint.sim.replica import Arrival

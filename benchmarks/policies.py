@@ -7,12 +7,12 @@
 *Bound*: the rate at which the replica empties an unlimited backlog. Where every deadline is loose, any sane order
 reaches it and no strategy can win; where deadlines are tight, the table says how much of it each one turns into work
 in time. `continuous` and `priority` get their best token budget and `qoserve` its best factor and margin per workload,
-swept on the first seed; `slack` has one setting throughout.
+swept on draws of their own; `slack` has one setting throughout.
 
 Ratios (medians over the workloads that they name): `tight_over_best_fixed`, `tight_over_qoserve_published`,
 `tight_over_qoserve_swept`: capacity of `slack` over that of the other where deadlines are tight; `tight_of_bound`:
-`slack` over the bound on steady tight workloads at P95; `loose_of_best`: `slack` over the best strategy, or the bound if
-that is less, where deadlines are loose (the worst workload); `past_bound_over_qoserve`: attainment of `slack` over the
+`slack` over the bound on steady tight workloads at P95; `loose_of_best`: `slack` over the best strategy, or the bound
+if that is less, where deadlines are loose (the worst workload); `past_bound_over_qoserve`: attainment of `slack` over the
 best of any `qoserve` at 1.0 to 2 times the bound (the worst load).
 """
 
@@ -23,6 +23,7 @@ import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from multiprocessing import Pool
+from multiprocessing.pool import Pool as PoolType
 from pathlib import Path
 from statistics import median
 
@@ -30,13 +31,17 @@ import msgspec
 from clairvoyant import relaxed_capacity
 from policy_mixed import BESIDE_SHARES, OVERLOADS, Beside, Overload, beside, overload
 from policy_report import Estimate, estimate, markdown
-from policy_runs import Found, Job, Policy, bound, capacity
+from policy_runs import Job, Policy, bound, capacity
 from policy_worlds import BY_NAME, WORKLOADS, Workload
 from reporting import machine, say
 
-BUDGETS = (256, 384, 512, 1024, 2048)
+BUDGETS = (256, 384, 512, 1024)
+SWEEP_SHARE = 0.5
+"""The sweeps that choose a setting take runs of this share of the requests."""
 PUBLISHED = Policy(label="qoserve, as published", strategy="qoserve")
 SLACK = Policy(label="slack", strategy="slack")
+SWEEP_SEED = 0
+"""The draws by which settings are chosen; the table shows others."""
 QUICK = ("conv 1s 50ms 5%", "conv 2s 50ms 1%")
 PARTS_OF = ("conv 1s 50ms 5%", "conv 2s 50ms 1%", "code 2s 50ms 1%", "tiers conv")
 ABLATIONS: Mapping[str, Mapping[str, float | bool | str]] = {
@@ -66,15 +71,13 @@ def qoserves() -> list[Policy]:
             strategy="qoserve",
             options={"factor_s": factor, "margin": margin},
         )
-        for factor in (0.0, 0.0002, 0.001, 0.008)
-        for margin in (1.0, 1.2)
-        if (factor, margin) != (0.008, 1.2)
+        for factor, margin in ((0.0, 1.0), (0.0002, 1.0), (0.001, 1.0), (0.008, 1.0), (0.0, 1.2), (0.001, 1.2))
     ]
 
 
 def sweeps(workload: Workload) -> dict[str, list[Policy]]:
     """Return, for each row of the table whose best setting is chosen for the workload, the settings to try."""
-    rows = {"continuous, best budget": fixed("continuous"), "srpf, best budget": fixed("srpf")}
+    rows = {"continuous, best budget": fixed("continuous"), "srpf, best budget": fixed("srpf")[1:3]}
     if len(workload.flows) > 1:
         rows |= {"priority, best budget": fixed("priority"), "edf, best budget": fixed("edf")}
     return {**rows, "qoserve, best factor": [PUBLISHED, *qoserves()]}
@@ -102,6 +105,7 @@ class Study:
         self.bounds: dict[str, float] = {}
         self._workers = workers
         self._found: dict[tuple[str, str, int, str | None], float] = {}
+        self._swept: dict[tuple[str, str, int, str | None], float] = {}
 
     def run(self) -> Table:
         """Return the table of capacities."""
@@ -109,8 +113,8 @@ class Study:
         with Pool(self._workers) as pool:
             self.bounds = dict(zip(lengths, pool.map(bound, lengths), strict=True))
             say(f"bounds: {self.bounds}")
-            self._capacities(pool, self._sweep_jobs())
-            self._capacities(pool, self._main_jobs())
+            self._swept = self._capacities(pool, self._sweep_jobs())
+            self._found = self._capacities(pool, self._main_jobs())
             relaxed = pool.starmap(
                 relaxed_capacity, [(w.name, self.bounds[w.lengths], min(self.count, 1500)) for w in self.workloads]
             )
@@ -132,9 +136,9 @@ class Study:
         jobs = []
         for workload in self.workloads:
             for policies in sweeps(workload).values():
-                jobs += [self._job(workload, policy, 1) for policy in policies]
+                jobs += [self._job(workload, policy, SWEEP_SEED) for policy in policies]
             jobs += [
-                self._job(workload, policy, 1, flow.service_class.name)
+                self._job(workload, policy, SWEEP_SEED, flow.service_class.name)
                 for flow in workload.flows
                 for policy in fixed("continuous")
                 if len(workload.flows) > 1
@@ -159,30 +163,30 @@ class Study:
 
     def _job(self, workload: Workload, policy: Policy, seed: int, only: str | None = None) -> Job:
         limit = self.bounds[workload.lengths]
-        guess = self._found.get((workload.name, policy.label, 1, only), 0.75 * limit)
-        return Job(
-            workload=workload.name, policy=policy, seed=seed, count=self.count, guess=guess, bound=limit, only=only
-        )
+        guess = self._swept.get((workload.name, policy.label, SWEEP_SEED, only), 0.75 * limit)
+        count = int(self.count * workload.runs * (SWEEP_SHARE if seed == SWEEP_SEED else 1.0))
+        return Job(workload=workload.name, policy=policy, seed=seed, count=count, guess=guess, bound=limit, only=only)
 
-    def _capacities(self, pool: "Pool", jobs: Iterable[Job]) -> None:  # type: ignore[valid-type]
-        todo = [j for j in jobs if self._key(j) not in self._found]
-        unique = list({self._key(j): j for j in todo}.values())
+    def _capacities(self, pool: "PoolType", jobs: Iterable[Job]) -> dict[tuple[str, str, int, str | None], float]:
+        """Return the capacity by (workload, label, seed, only), each job done once."""
+        unique = list({self._key(j): j for j in jobs}.values())
         started = time.monotonic()
-        for number, found in enumerate(pool.imap_unordered(capacity, unique), start=1):
-            self._found[self._key(found.job)] = found.capacity
-            spent = time.monotonic() - started
-            share = found.capacity / found.job.bound
+        found: dict[tuple[str, str, int, str | None], float] = {}
+        for number, one in enumerate(pool.imap_unordered(capacity, unique), start=1):
+            found[self._key(one.job)] = one.capacity
+            left = (time.monotonic() - started) / number * (len(unique) - number) / 60.0
             say(
-                f"[{number}/{len(unique)}, {spent / number * (len(unique) - number) / 60:.0f} min left] "
-                f"{found.job.workload} | {found.job.policy.label} | seed {found.job.seed}: {share:.3f} of the bound"
+                f"[{number}/{len(unique)}, {left:.0f} min left] {one.job.workload} | {one.job.policy.label} | "
+                f"seed {one.job.seed}: {one.capacity / one.job.bound:.3f} of the bound"
             )
+        return found
 
     @staticmethod
     def _key(job: Job) -> tuple[str, str, int, str | None]:
         return job.workload, job.policy.label, job.seed, job.only
 
     def _best(self, workload: Workload, policies: Sequence[Policy]) -> Policy:
-        return max(policies, key=lambda p: self._found[workload.name, p.label, 1, None])
+        return max(policies, key=lambda p: self._swept[workload.name, p.label, SWEEP_SEED, None])
 
     def _estimate(self, workload: Workload, policy: Policy) -> Estimate:
         limit = self.bounds[workload.lengths]
@@ -193,7 +197,7 @@ class Study:
         needed = 0.0
         for flow in workload.flows:
             alone = [
-                self._found[workload.name, p.label, 1, flow.service_class.name] for p in fixed("continuous")
+                self._swept[workload.name, p.label, SWEEP_SEED, flow.service_class.name] for p in fixed("continuous")
             ]
             needed += flow.share / max(alone)
         whole = sum(flow.share for flow in workload.flows)
@@ -207,9 +211,7 @@ def ratios(table: Table) -> dict[str, float | None]:
     steady = [n for n in tight if BY_NAME[n].cv == 1.0 and BY_NAME[n].miss_max > 0.04]
 
     def over(names: Sequence[str], *rows: str) -> float | None:
-        found = [
-            table.capacities[n]["slack"].mean / max(table.capacities[n][row].mean for row in rows) for n in names
-        ]
+        found = [table.capacities[n]["slack"].mean / max(table.capacities[n][row].mean for row in rows) for n in names]
         return median(found) if found else None
 
     best = {n: max(e.mean for row, e in table.capacities[n].items() if not row.startswith("slack")) for n in loose}
@@ -236,10 +238,20 @@ def mixed(table: Table, seeds: int, count: int, workers: int) -> None:
     chosen = [PUBLISHED, *qoserves(), SLACK]
     limit = table.bounds["conv"]
     with Pool(workers) as pool:
-        loads = [(p, load, seed, count) for p in [*fixed("priority")[:3], *chosen] for load in BESIDE_SHARES for seed in range(1, seeds + 1)]
+        loads = [
+            (p, load, seed, count)
+            for p in [*fixed("priority")[:3], *chosen]
+            for load in BESIDE_SHARES
+            for seed in range(1, seeds + 1)
+        ]
         table.beside = pool.starmap(beside, [(p, load * limit, load, seed, n) for p, load, seed, n in loads])
         say("chat beside a backlog: done")
-        pasts = [(p, load, seed) for p in [*fixed("continuous")[1:3], *chosen] for load in OVERLOADS for seed in range(1, seeds + 1)]
+        pasts = [
+            (p, load, seed)
+            for p in [*fixed("continuous")[1:3], *chosen]
+            for load in OVERLOADS
+            for seed in range(1, seeds + 1)
+        ]
         table.overload = pool.starmap(overload, [(p, load * limit, load, seed, count) for p, load, seed in pasts])
         say("past the bound: done")
 

@@ -1,5 +1,6 @@
 """Two loads of `policies.py` that are not a capacity: chat beside an unlimited backlog, and arrivals past the bound."""
 
+from itertools import pairwise
 from statistics import fmean
 
 import msgspec
@@ -95,5 +96,5 @@ def overload(policy: Policy, rate: float, load: float, seed: int, count: int) ->
         load=load,
         seed=seed,
         attainment=fmean(good),
-        quartiles=tuple(fmean(good[a:b]) for a, b in zip(cut, cut[1:], strict=False)),
+        quartiles=tuple(fmean(good[a:b]) for a, b in pairwise(cut)),
     )

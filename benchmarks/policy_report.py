@@ -72,7 +72,9 @@ def _beside(table: "Table") -> list[str]:
         cells = []
         for load in loads:
             found = [b for b in table.beside if b.policy == policy and b.load == load]
-            cells.append(f"{fmean(b.attainment for b in found):.3f} / {fmean(b.batch_tokens_per_s for b in found):,.0f}")
+            cells.append(
+                f"{fmean(b.attainment for b in found):.3f} / {fmean(b.batch_tokens_per_s for b in found):,.0f}"
+            )
         lines.append(_row([policy, *cells]))
     return lines
 

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 
 import msgspec
-from policy_worlds import BY_NAME, CAPACITY, A100, Workload, arrivals
+from policy_worlds import A100, BY_NAME, CAPACITY, Workload, arrivals
 
 from setpoint.core.replica import ReplicaMachine
 from setpoint.core.strategies import Option, make_strategy

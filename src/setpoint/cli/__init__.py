@@ -33,6 +33,7 @@ COMMANDS: dict[str, Command] = {
         "setpoint.cli.bench", "bench", "Measure an endpoint: a run, a curve, or the highest rate within the SLOs."
     ),
     "replay": Command("setpoint.cli.replay", "replay_file", "Run the scheduler again over a journal, and compare."),
+    "simulate": Command("setpoint.cli.simulate", "simulate", "Say what would happen if, on a virtual clock."),
     "compare": Command("setpoint.cli.compare", "compare", "Say what changed between two runs, with intervals."),
 }
 

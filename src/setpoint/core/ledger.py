@@ -57,7 +57,7 @@ class Sequence:
         self.prompt_tokens: int = request.prompt_tokens
         self.output_tokens_max: int = request.output_tokens_max
         self.cached_tokens: int = request.cached_tokens
-        self.computed_tokens: int = self.cached_tokens
+        self.computed_tokens: int = self.cached_tokens + request.received_tokens
         self.target_tokens: int = self.prompt_tokens
         self.output_tokens = 0
         self.blocks = 0

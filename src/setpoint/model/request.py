@@ -10,7 +10,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One request; immutable, and free of its text: the core counts tokens and never sees them.
 
     `cached_tokens` of the prompt are already in the KV cache through a shared prefix that the engine keeps pinned
-    until the request is admitted. `output_tokens_max` bounds the answer. `ttft_s` and `tpot_s` override the targets of
+    until the request is admitted. `received_tokens` more were computed elsewhere: their KV comes with the request, and
+    takes room like its own once it is admitted (a prefill replica handed it over). `output_tokens_max` bounds the answer. `ttft_s` and `tpot_s` override the targets of
     the class for this request alone.
     """
 
@@ -20,6 +21,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     prompt_tokens: Tokens
     output_tokens_max: Tokens
     cached_tokens: Tokens = Tokens(0)
+    received_tokens: Tokens = Tokens(0)
     ttft_s: Seconds | None = None
     tpot_s: Seconds | None = None
 

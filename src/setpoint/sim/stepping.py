@@ -33,7 +33,7 @@ from setpoint.model import (
     Tick,
     WakeAt,
 )
-from setpoint.units import Instant, Seconds
+from setpoint.units import Instant
 
 NEVER = float("inf")
 
@@ -180,6 +180,13 @@ class SimulatedReplica:
         """Forget a request (its client left, or the replica died) and return its record."""
         return self.lives.pop(request_id).record
 
+    def stretch(self, factor: float, at: float) -> None:
+        """Let every pass that begins after `at` take `factor` times as long as the world says."""
+        if self._passes is not None:
+            self._passes.cut(at)
+        self.factor = factor
+        self._schedule()
+
     def _handle(self, event: AnyEvent, hint: float) -> None:
         at = event.at
         commands = self.machine.handle(event)
@@ -243,9 +250,7 @@ class SimulatedReplica:
         count, most = len(durations), passes.most
         while count < most and at < until_at and (pace_s is None or at <= start + count * pace_s):
             context += decodes
-            seconds = (
-                self.world.seconds(decodes, context) if slope_s is None else base_s + context * slope_s
-            ) * factor
+            seconds = (self.world.seconds(decodes, context) if slope_s is None else base_s + context * slope_s) * factor
             at += seconds
             durations.append(seconds)
             count += 1
@@ -336,8 +341,3 @@ def new_record(request: Request, scheduled_at: float) -> RequestRecord:
         cached_tokens=request.cached_tokens,
         token_source="plan",  # noqa: S106 - tokens of text
     )
-
-
-def seconds_of(durations: Iterable[float]) -> Seconds:
-    """Return the sum of durations."""
-    return Seconds(sum(durations))

@@ -1,0 +1,163 @@
+"""The replicas of a cluster with their prefix caches, and what the fault schedule does to them.
+
+A fault is a value of the schedule, or one of the follow-ups below, which come due later: a replica that is as fast as
+before, one that is back, a pool that has its new size.
+"""
+
+from collections.abc import Callable
+from itertools import count
+
+import msgspec
+
+from setpoint.model.pool import PoolEvent, PoolLayout, ReplicaJoined, ReplicaLeft
+from setpoint.sim.faults import Crash, FaultSchedule, Scale, Slow
+from setpoint.sim.prefix import PrefixCache
+from setpoint.sim.stepping import SimulatedReplica
+from setpoint.units import Instant, Seconds
+
+BLOCK_TOKENS = 16
+
+MakeReplica = Callable[[int], SimulatedReplica]
+Tell = Callable[[PoolEvent], None]
+
+
+class Recovered(msgspec.Struct, frozen=True):
+    """A slow replica is as fast as before."""
+
+    replica: int
+
+
+class Back(msgspec.Struct, frozen=True):
+    """A replica that crashed is ready again, empty."""
+
+    replica: int
+    pool: str
+
+
+class Resized(msgspec.Struct, frozen=True):
+    """A pool now has so many replicas."""
+
+    pool: str
+    replicas: int
+
+
+Fault = Crash | Slow | Scale | Recovered | Back | Resized
+Follow = tuple[float, Fault]
+"""The instant at which a follow-up comes due, and what it is."""
+
+
+class ClusterSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """What a cluster needs beside its pool machine.
+
+    `prefill_s`: seconds of a prompt token that the pool assumes at first. `cache_tokens`: prefix cache of each replica.
+    `transfer_s`: seconds a prompt token whose KV goes from a prefill to a decode replica.
+    """
+
+    prefill_s: float
+    cache_tokens: int = 0
+    transfer_s: float = 0.0
+    faults: FaultSchedule = FaultSchedule()
+
+
+class Fleet:
+    """All replicas that are there, by id; `retired` are those that crashed or were let go."""
+
+    def __init__(self, settings: ClusterSettings, make_replica: MakeReplica, tell: Tell) -> None:
+        """Start without any; `tell` hands an event to the pool machine."""
+        self.replicas: dict[int, SimulatedReplica] = {}
+        self.retired: list[SimulatedReplica] = []
+        self.caches: dict[int, PrefixCache] = {}
+        self.lost_caches: list[PrefixCache] = []
+        self._settings = settings
+        self._make_replica = make_replica
+        self._tell = tell
+        self._pools: dict[int, str] = {}
+        self._leaving: set[int] = set()
+        self._ids = count()
+
+    def open(self, layout: PoolLayout) -> None:
+        """Let the replicas of the layout join at 0."""
+        for spec in layout.pools:
+            for _ in range(spec.replicas):
+                self._join(next(self._ids), spec.name, 0.0)
+
+    def everyone(self) -> tuple[SimulatedReplica, ...]:
+        """Return every replica that ever was."""
+        return (*self.replicas.values(), *self.retired)
+
+    def happen(self, fault: Fault, now: float) -> list[Follow]:
+        """Let a fault happen; return what follows from it, and when."""
+        if isinstance(fault, Crash):
+            return self._crash(fault, now)
+        if isinstance(fault, Slow):
+            self._stretch(fault.replica, fault.factor, now)
+            return [(now + fault.for_s, Recovered(fault.replica))]
+        if isinstance(fault, Scale):
+            return [(now + fault.delay_s, Resized(fault.pool, fault.replicas))]
+        if isinstance(fault, Recovered):
+            self._stretch(fault.replica, 1.0, now)
+        elif isinstance(fault, Back):
+            self._join(fault.replica, fault.pool, now)
+        else:
+            self._resize(fault, now)
+        return []
+
+    def let_go(self, replica: SimulatedReplica) -> bool:
+        """Retire a replica that was to leave and has ended all that it had; return whether it did."""
+        if replica.id not in self._leaving or replica.lives or replica.id not in self.replicas:
+            return False
+        self._leaving.discard(replica.id)
+        self.retired.append(self.replicas.pop(replica.id))
+        return True
+
+    def _join(self, replica_id: int, pool: str, now: float) -> None:
+        replica = self._make_replica(replica_id)
+        replica.is_begin_told = True
+        self.replicas[replica_id] = replica
+        self._pools[replica_id] = pool
+        tokens = self._settings.cache_tokens
+        if tokens:
+            self.caches[replica_id] = PrefixCache(tokens)
+        self._tell(
+            ReplicaJoined(
+                at=Instant(now),
+                replica=replica_id,
+                pool=pool,
+                prefill_s=Seconds(self._settings.prefill_s),
+                cache_blocks=tokens // BLOCK_TOKENS,
+            )
+        )
+
+    def _crash(self, crash: Crash, now: float) -> list[Follow]:
+        replica = self.replicas.pop(crash.replica, None)
+        if replica is None:
+            return []
+        self._leaving.discard(crash.replica)
+        self.retired.append(replica)
+        cache = self.caches.pop(crash.replica, None)
+        if cache is not None:
+            self.lost_caches.append(cache)
+        for request_id in list(replica.lives):
+            record = replica.drop(request_id)
+            record.first_token_at = None
+            record.output_tokens = 0
+            record.event_at = []
+        self._tell(ReplicaLeft(at=Instant(now), replica=crash.replica))
+        if crash.restart_after_s is None:
+            return []
+        return [(now + crash.restart_after_s + crash.cold_start_s, Back(crash.replica, self._pools[crash.replica]))]
+
+    def _stretch(self, replica_id: int, factor: float, now: float) -> None:
+        replica = self.replicas.get(replica_id)
+        if replica is not None:
+            replica.stretch(factor, now)
+
+    def _resize(self, change: Resized, now: float) -> None:
+        """Let replicas join, or the newest leave once they have ended what they have."""
+        here = [r for r in sorted(self.replicas) if self._pools[r] == change.pool and r not in self._leaving]
+        for _ in range(change.replicas - len(here)):
+            self._join(next(self._ids), change.pool, now)
+        for replica_id in here[change.replicas :]:
+            self._leaving.add(replica_id)
+            self._tell(ReplicaLeft(at=Instant(now), replica=replica_id, is_lost=False))
+            self.let_go(self.replicas[replica_id])
