@@ -44,7 +44,7 @@ class Trace:
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-@settings(max_examples=25)
+@settings(max_examples=10)
 @given(data=st.data())
 def test_asking_at_each_step_gives_what_the_horizon_promised(strategy: str, data: st.DataObject) -> None:
     world = data.draw(worlds(strategy, is_faulty=False))
