@@ -21,10 +21,10 @@ from setpoint.steptime.model import Sample, StepTimeModel, fit
 from setpoint.units import Seconds, Tokens
 from setpoint.workload import Chance
 
-DECODES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
-CHUNKS = (8, 16, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+DECODES = (1, 2, 4, 8, 16, 32, 64)
+CHUNKS = (8, 16, 32, 64, 128, 256, 512)
 MIXED_DECODES = (2, 8, 16)
-MIXED_CHUNKS = (16, 64, 192)
+MIXED_CHUNKS = (16, 64)
 CONTEXT_MIN, CONTEXT_MAX = 24, 2048
 POOL_SHARE, POOL_SHARE_MAX = 0.3, 0.45
 POOL_MIN = 4

@@ -199,9 +199,8 @@ class Tuner:
             window = min(WINDOW_MAX_S, window_s(left, wanted - index + waiting, len(later)))
             if rate is None or (trials and window < asked.time.window_min_s / 2.0):
                 return
-            window = min(
-                WINDOW_MAX_S, max(stretched(window, rate, wanted - index), floor_s(asked.time.window_min_s, rate))
-            )
+            least = floor_s(asked.time.window_min_s, rate)
+            window = min(WINDOW_MAX_S, max(stretched(window, rate, wanted - index), least))
             self._talk.doing(f"{strategy}: {rate:.2f} requests/s for {window:.0f} s, trial {index + 1} of {wanted}")
             trial, is_cut = run_trial(
                 stage,
