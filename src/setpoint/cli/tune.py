@@ -57,7 +57,7 @@ def tune(  # noqa: PLR0913 - the options of a command
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Under 3 minutes, with wider intervals.")] = False,
     seconds: Annotated[
-        float | None, typer.Option(help="Time for everything, in seconds.  [default: 840; with --quick 155]")
+        float | None, typer.Option(help="Time for everything, in seconds.  [default: 840; with --quick 150]")
     ] = None,
     quantize: Annotated[str | None, typer.Option(help="Convert the weights first: q4_0, q8_0 or f16.")] = None,
     price_per_hour: Annotated[float, typer.Option(help="What this machine costs an hour, in any currency.")] = 1.0,

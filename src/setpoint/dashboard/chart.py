@@ -184,4 +184,6 @@ def _label_ends(axes: "Axes", ends: Sequence[tuple[str, Spot, str, bool]]) -> No
             fontsize=9.5,
             fontweight="bold" if strong else "normal",
             color=colour,
+            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.6},
+            zorder=6,
         )

@@ -71,7 +71,7 @@ def _held(measured: Mapping[str, Sequence[Trial]], factor: float) -> dict[str, H
 def _overlap(winner: Holding, other: Holding) -> bool:
     """Tell whether `other` might hold what the winner surely holds."""
     reach = math.inf if other.high_rps is None else other.high_rps
-    return reach > (winner.low_rps or 0.0) and other.rate_rps * 1.5 > winner.rate_rps
+    return reach > (winner.low_rps or 0.0)
 
 
 def round_up(factor: float) -> float:

@@ -36,7 +36,7 @@ class Time(msgspec.Struct, frozen=True, kw_only=True):
     forecast_requests: int
 
 
-QUICK = Time(total_s=155.0, profile_s=14.0, trials=4, trials_naive=2, window_min_s=5.0, forecast_requests=120)
+QUICK = Time(total_s=150.0, profile_s=14.0, trials=4, trials_naive=2, window_min_s=5.0, forecast_requests=120)
 FULL = Time(total_s=840.0, profile_s=60.0, trials=6, trials_naive=3, window_min_s=10.0, forecast_requests=400)
 WINDOW_LEAST_S, WINDOW_FLOOR_S = 3.0, 20.0
 REQUESTS_LEAST = 8.0

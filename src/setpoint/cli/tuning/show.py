@@ -20,6 +20,7 @@ from setpoint.planner.result import Measured, Tuning
 
 BAR_WIDTH = 36
 TABLE_WIDTH = 132
+HEADROOM_MIN = 0.01
 
 
 def show(result: Tuning, console: Console) -> None:
@@ -140,6 +141,8 @@ def headroom_line(result: Tuning) -> str:
         "more load was not tried"
         if choice.headroom_ratio is None
         else f"the load may rise by some {choice.headroom_ratio:.0%}"
+        if choice.headroom_ratio > HEADROOM_MIN
+        else "none in load"
     )
     room = f"latencies by {choice.latency_room_ratio:.0%} of their targets"
     reach = [f"at least {rate(choice.holding.low_rps)}"] if choice.holding.low_rps is not None else []
