@@ -82,10 +82,13 @@ class LearnedStepTime(FixedStepTime):
         self.observed = 0
 
     def observe(self, shape: StepShape, seconds: Seconds) -> None:
-        """Learn from a step that took `seconds`; one that took far longer than any model explains counts as a stall."""
+        """Learn from a step that took `seconds`; one that took far longer than the model and its peers is a stall.
+
+        Its peers are the last steps: where most of them take many times what the model says, it is the model that errs.
+        """
         ratio = seconds / max(self.seconds(*shape), 1e-9)
         self._track(ratio)
-        if ratio > _OUTLIER:
+        if ratio > _OUTLIER * max(1.0, self._sorted[len(self._sorted) // 2]):
             return
         self.observed += 1
         forgetting = self._forgetting

@@ -4,18 +4,19 @@ Nothing is known of the engine's speed before its first steps, unless a fitted m
 by kind of device, which the first few dozen steps overrule.
 """
 
+import importlib.metadata
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
 from setpoint.core.steered import SteeredMachine
 from setpoint.core.strategies import make_strategy
+from setpoint.engines.journal import JournalFile
 from setpoint.engines.vllm.host import Host
 from setpoint.engines.vllm.options import PluginOptions, read_text
-from setpoint.errors import ConfigError
-from setpoint.model import AnyCommand, AnyEvent, Capacity
+from setpoint.journal import Header
+from setpoint.model import Capacity
 from setpoint.steptime.learner import LearnedStepTime
 from setpoint.steptime.model import StepTimeModel, decode, linear
 from setpoint.units import Blocks, Tokens
@@ -25,17 +26,6 @@ GUESSES = {
     "other": linear(key="a guess for a GPU", step_s=0.008, decode_s=2e-5, context_s=2e-8, prefill_s=3e-5, work_s=1e-10),
 }
 """A small model on few cores, and a model of eight billion parameters on a GPU: starts for learning, no claims."""
-
-
-class JournalHead(msgspec.Struct, frozen=True, kw_only=True):
-    """The first line of a journal: all that a machine is built from; then follow (event, commands), one pair a line."""
-
-    strategy: str
-    options: dict[str, Any]
-    classes: dict[str, Any]
-    capacity: Capacity
-    step_time: StepTimeModel
-    home: str = "vllm"
 
 
 def capacity_of(host: Host) -> Capacity:
@@ -70,26 +60,20 @@ def machine_maker(host: Host, options: PluginOptions) -> Callable[[], SteeredMac
     return make
 
 
-def open_journal(host: Host, options: PluginOptions) -> Callable[[AnyEvent, list[AnyCommand]], None] | None:
-    """Return what writes one event with its commands to the journal, if there is to be one."""
+def open_journal(host: Host, options: PluginOptions) -> JournalFile | None:
+    """Return the journal, if there is to be one; raises `ConfigError` when it cannot be written."""
     if options.journal is None:
         return None
-    settings = options.settings
-    head = JournalHead(
+    settings, step_time = options.settings, step_time_of(host, options)
+    header = Header(
+        machine="steered",
         strategy=settings.strategy.name,
-        options=dict(settings.strategy.options),
-        classes={name: msgspec.to_builtins(c) for name, c in settings.classes.items()},
+        options=settings.strategy.options,
+        classes=tuple(settings.classes.values()),
         capacity=capacity_of(host),
-        step_time=step_time_of(host, options),
+        step_time=msgspec.Raw(msgspec.json.encode(step_time)),
+        is_learning=True,
+        engine=step_time.key,
+        made_by=importlib.metadata.version("setpoint"),
     )
-    try:
-        file = Path(options.journal).open("wb", buffering=0)  # noqa: SIM115 - open as long as the engine
-    except OSError as error:
-        raise ConfigError(f"cannot write {options.journal}: {error}", hint="give a path that can be written") from error
-    encode = msgspec.json.Encoder().encode
-    file.write(encode(head) + b"\n")
-
-    def write(event: AnyEvent, commands: list[AnyCommand]) -> None:
-        file.write(encode((event, commands)) + b"\n")
-
-    return write
+    return JournalFile(Path(options.journal), header)

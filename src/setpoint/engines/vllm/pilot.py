@@ -18,6 +18,7 @@ from itertools import count
 from typing import NamedTuple, TypeVar
 
 from setpoint.core.steered import SteeredMachine
+from setpoint.engines.journal import JournalFile
 from setpoint.engines.vllm.arrange import Arrangement, arrange
 from setpoint.engines.vllm.asked import core_request
 from setpoint.engines.vllm.host import HostRequest, StepResult
@@ -53,7 +54,7 @@ log = logging.getLogger(__name__)
 class Parts(NamedTuple):
     """What a pilot works with.
 
-    `make_machine` gives a new machine; `refuse` ends a request in vLLM, for a reason in words; `sink` gets each event
+    `make_machine` gives a new machine; `refuse` ends a request in vLLM, for a reason in words; `journal` gets each event
     with its commands; `clock` is monotonic, `wall` is the clock that dates the arrivals.
     """
 
@@ -61,7 +62,7 @@ class Parts(NamedTuple):
     options: PluginOptions
     make_machine: Callable[[], SteeredMachine]
     refuse: Callable[[HostRequest, str], None]
-    sink: Callable[[AnyEvent, list[AnyCommand]], None] | None = None
+    journal: JournalFile | None = None
     clock: Callable[[], float] = time.monotonic
     wall: Callable[[], float] = time.time
 
@@ -81,7 +82,7 @@ class Pilot:
         """Take the seat with a first machine."""
         self._parts = parts
         self._seat = parts.seat
-        self._sink = parts.sink
+        self._journal = parts.journal
         self.machine: SteeredMachine | None = parts.make_machine()
         self.numbers = Numbers()
         self._failures = 0
@@ -169,6 +170,12 @@ class Pilot:
         for request in freed:
             self._left(request)
         return outputs
+
+    def close(self) -> None:
+        """End the journal, which tells of one machine only."""
+        if self._journal is not None:
+            self._journal.close()
+            self._journal = None
 
     def _reason_to_leave_alone(self) -> str | None:
         if self.machine is None:
@@ -304,6 +311,7 @@ class Pilot:
         self._id_of.clear()
         self._requests.clear()
         self._victims.clear()
+        self.close()
 
     def _leave_alone(self, reason: str) -> None:
         self._is_stalled = False
@@ -316,13 +324,13 @@ class Pilot:
             log.warning(message, *words)
 
     def _write_journal(self, event: AnyEvent, commands: list[AnyCommand]) -> None:
-        if self._sink is None:
+        if self._journal is None:
             return
         try:
-            self._sink(event, commands)
-        except Exception:
+            self._journal(event, commands)
+        except OSError:
             log.exception("the journal cannot be written: it ends here, serving goes on")
-            self._sink = None
+            self._journal = None
 
     def _read_clock(self) -> Instant:
         self._now = max(self._now, self._parts.clock())

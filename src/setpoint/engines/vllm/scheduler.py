@@ -77,6 +77,10 @@ def steered(base: Any, endings: Endings, environment: Mapping[str, str] = os.env
                 table.update(self.setpoint.numbers.packed())
             return stats
 
+        def shutdown(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
+            self.setpoint.close()
+            super().shutdown(*args, **kwargs)
+
         def _preempt_request(self, request: Any, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
             super()._preempt_request(request, *args, **kwargs)
             self.setpoint.preempted(request)
@@ -100,7 +104,7 @@ def _pilot(host: Any, options: PluginOptions, endings: Endings) -> Pilot:  # noq
             options=options,
             make_machine=maker,
             refuse=refuse,
-            sink=open_journal(host, options),
+            journal=open_journal(host, options),
         )
     )
     if endings.version not in TESTED:
