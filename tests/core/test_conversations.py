@@ -7,9 +7,14 @@ from msgspec.structs import replace
 from tests.core.conftest import MakeScheduler
 from tests.core.scheduler import BATCH, CHAT, SMALL
 
+from setpoint.core.filling import Draft
+from setpoint.core.ledger import Key, Sequence
+from setpoint.core.state import State, Strategy
 from setpoint.core.strategies import make_strategy
+from setpoint.core.strategies.batching import prefill_in_order
+from setpoint.core.strategies.slack import Slack
 from setpoint.errors import ConfigError
-from setpoint.model import Admit, AnyCommand, Finish, Preempt, Reject, Relegate, RunStep
+from setpoint.model import Admit, AnyCommand, Finish, Preempt, Reject, Relegate, RunStep, Slo
 from setpoint.units import Blocks, Seconds, Tokens
 
 
@@ -91,8 +96,9 @@ class TestRefusal:
         assert it.passes(5.0) == [Reject(request_id=0, reason="expired", retry_after_s=Seconds(1.0))]
 
     def test_many_short_lives_leave_no_crowd_behind(self, scheduler: MakeScheduler) -> None:
-        it = scheduler("static", batch=2)
-        for request_id in range(200):
+        it = scheduler("static", batch=4)
+        it.arrives()
+        for request_id in range(1, 200):
             it.arrives()
             it.leaves(request_id)
         assert len(it.machine.ledger._expiries) < 100
@@ -264,6 +270,48 @@ class TestSlack:
         it.arrives("batch", prompt=12)
         it.step()
         assert it.plan.prefills == ((1, 12),)
+
+    def test_batch_work_without_a_window_is_never_urgent(self, scheduler: MakeScheduler) -> None:
+        it = scheduler("slack", classes=(CHAT, replace(BATCH, slo=Slo())))
+        assert without_steps(it.arrives("batch")) == [Admit(request_id=0, slot=0)]
+        assert it.passes(1e6) == []
+        assert it.runs_dry() == [Finish(request_id=0, reason="length")]
+
+    def test_a_miss_beside_batch_work_makes_it_more_careful(self, scheduler: MakeScheduler) -> None:
+        it = scheduler("slack")
+        strategy = it.machine.strategy
+        assert isinstance(strategy, Slack)
+        it.arrives("batch", output=60)
+        it.arrives("chat", ttft_s=0.001)
+        before = strategy.setpoints.report()["chat"]["boldness"]
+        it.runs_dry()
+        assert strategy.setpoints.report()["chat"]["boldness"] < before
+
+
+class LastCome(Strategy):
+    """Whoever came last is next: the least that a strategy must say."""
+
+    name = "last-come"
+
+    def key(self, sequence: Sequence, state: State) -> Key:  # noqa: ARG002 - the contract of a strategy
+        return (-sequence.arrived_at,)
+
+    def plan(self, draft: Draft, state: State) -> None:
+        draft.add_decodes(draft.decoding())
+        prefill_in_order(draft, [*draft.prefilling(), *state.ledger.waiting_from()])
+
+
+class TestAStrategyOfOnesOwn:
+    def test_needs_an_order_and_a_plan_and_nothing_more(self, scheduler: MakeScheduler) -> None:
+        it = scheduler(capacity=replace(SMALL, slots=1))
+        it.machine.strategy = LastCome()
+        it.arrives()
+        for _ in range(2):
+            it.now += 0.001
+            it.arrives()
+        it.now += 0.003
+        finished = [c.request_id for c in it.runs_dry() if isinstance(c, Finish)]
+        assert finished == [0, 2, 1]
 
 
 class TestNames:

@@ -78,11 +78,6 @@ class Sequence:
         """Tokens still to be computed before the next one is yielded."""
         return self.target_tokens - self.computed_tokens
 
-    @property
-    def is_decoding(self) -> bool:
-        """Whether every known token but the last is in the KV cache."""
-        return self.output_tokens > 0 and self.computed_tokens >= self.target_tokens
-
     def token_deadline(self) -> float | None:
         """Return when the next token after the first is due, or `None`; see `setpoint.model.decode_deadline`."""
         slo = self.slo

@@ -1,5 +1,7 @@
 """What a strategy may look at, and the contract that it keeps."""
 
+from abc import ABC, abstractmethod
+
 from setpoint.core.filling import Draft
 from setpoint.core.ledger import Key, Ledger, Sequence
 from setpoint.model import Horizon, ServiceClass, StepTime
@@ -34,18 +36,18 @@ class State:
         return self.step_time.seconds(0, 0, _PROBE_TOKENS, _PROBE_TOKENS**2 / 2, 1) / _PROBE_TOKENS
 
 
-class Strategy:
+class Strategy(ABC):
     """Decides who computes what in the next step; a subclass says `name`, `key` and `plan`, the rest has defaults."""
 
     name: str
 
+    @abstractmethod
     def key(self, sequence: Sequence, state: State) -> Key:
         """Return the place of `sequence` in the waiting queue; smaller is sooner."""
-        raise NotImplementedError
 
+    @abstractmethod
     def plan(self, draft: Draft, state: State) -> None:
         """Fill `draft` with the next step."""
-        raise NotImplementedError
 
     def horizon(self, draft: Draft, state: State) -> Horizon:
         """Return until when the step in `draft` would be decided again; asking at each step is always right."""
@@ -55,13 +57,13 @@ class Strategy:
         """Return when to ask again although nothing has happened, or `None`."""
         return None
 
-    def saw_arrival(self, sequence: Sequence, state: State) -> None:
+    def saw_arrival(self, sequence: Sequence, state: State) -> None:  # noqa: B027 - a strategy may learn nothing
         """Learn that a request came in."""
 
-    def saw_finish(self, sequence: Sequence, state: State) -> None:
+    def saw_finish(self, sequence: Sequence, state: State) -> None:  # noqa: B027 - a strategy may learn nothing
         """Learn that a request ended by itself at `state.now`."""
 
-    def saw_refusal(self, sequence: Sequence, state: State) -> None:
+    def saw_refusal(self, sequence: Sequence, state: State) -> None:  # noqa: B027 - a strategy may learn nothing
         """Learn that a request that had been queued was refused: it could not be in time, or had waited too long."""
 
     def retry_after(self, sequence: Sequence, state: State) -> Seconds:
