@@ -6,11 +6,21 @@ from tests.planner.curves import good, late, trial
 
 from setpoint.model import PRESETS, ServiceClass
 from setpoint.planner.point import bill
-from setpoint.planner.shortfall import Engine, Shortfall, explain, longest_prompt, prefill_s
+from setpoint.planner.shortfall import (
+    Engine,
+    Shortfall,
+    explain,
+    longest_prompt,
+    prefill_s,
+    slowest_ratio,
+    smaller_types,
+)
 from setpoint.steptime.model import linear
 
 MODEL = linear(key="test", step_s=0.010, decode_s=0.001, prefill_s=0.001)
-ENGINE = Engine(model=MODEL, weight_bits=16.0, prompt_typical=50, prompt_long=300)
+ENGINE = Engine(model=MODEL, prompt_typical=50, prompt_long=300)
+HALF = linear(key="half", step_s=0.005, decode_s=0.0005, prefill_s=0.0005)
+SLOW_PREFILL = linear(key="slow", step_s=0.005, decode_s=0.0005, prefill_s=0.001)
 
 
 def remedies(short: Shortfall) -> dict[str, float]:
@@ -38,19 +48,27 @@ def test_the_prompt_that_is_advised_is_predicted_to_be_in_time_and_a_longer_one_
     assert overhead + prefill_s(MODEL, tokens + 1) * MODEL.tail_ratio > 0.2
 
 
-def test_slow_decodes_ask_for_smaller_weights_where_those_would_suffice() -> None:
-    short = explain({"slack": [trial(1.0, [0.1] * 100, tpot_s=0.053)]}, PRESETS, ENGINE)
+def test_smaller_weights_are_advised_where_their_measured_steps_are_fast_enough() -> None:
+    engine = msgspec.structs.replace(ENGINE, others={"q4_0": HALF})
+    short = explain({"slack": [trial(1.0, [0.1] * 100, tpot_s=0.053)]}, PRESETS, engine)
     assert short is not None
     assert short.objective == "tpot"
-    assert remedies(short)["quantization"] <= 0.05
+    assert remedies(short)["quantization"] == pytest.approx(0.5, abs=0.01)
     assert "prompt" not in remedies(short)
 
 
-def test_no_smaller_type_is_advised_for_weights_that_have_four_bits_already() -> None:
-    engine = msgspec.structs.replace(ENGINE, weight_bits=4.5)
-    short = explain({"slack": [trial(1.0, [0.1] * 100, tpot_s=0.053)]}, PRESETS, engine)
+def test_smaller_weights_that_speed_up_decodes_alone_promise_no_more_than_the_slowest_kind_of_step_gains() -> None:
+    assert slowest_ratio(ENGINE, SLOW_PREFILL) > 0.9
+    engine = msgspec.structs.replace(ENGINE, others={"q4_0": SLOW_PREFILL})
+    short = explain({"slack": [trial(1.0, [0.3] * 100)]}, PRESETS, engine)
     assert short is not None
     assert "quantization" not in remedies(short)
+
+
+def test_only_smaller_types_than_the_present_one_are_tried() -> None:
+    assert smaller_types(16.0) == ["q8_0", "q4_0"]
+    assert smaller_types(5.7) == ["q4_0"]
+    assert smaller_types(4.5) == []
 
 
 def test_nothing_that_would_not_suffice_is_advised() -> None:

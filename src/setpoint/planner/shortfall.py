@@ -1,8 +1,8 @@
 """Why no load meets the targets, and what would: each remedy computed from what was measured, none guessed.
 
 The trial that needs the least loosening is the witness. Its remedies: targets or a percentile that this very trial
-meets; the longest prompt whose first token is in time on an idle machine, from the fitted step time; and weights in a
-smaller type, whose reading is the constant part of a decode step. A remedy that would not suffice is not offered.
+meets; the longest prompt whose first token is in time, from the fitted step time and the waiting that was measured; and
+weights in a smaller type, whose steps were measured too. A remedy that would not suffice is not offered.
 """
 
 import math
@@ -51,12 +51,15 @@ class Shortfall(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Engine(msgspec.Struct, frozen=True, kw_only=True):
-    """What is known of the engine beside its trials: step times, bits a weight, and the median prompt of the class."""
+    """What is known of the engine beside its trials.
+
+    Its step times, the median and the P95 of the prompts of the class, and the step times with weights in `others`.
+    """
 
     model: StepTimeModel
-    weight_bits: float
     prompt_typical: int
     prompt_long: int
+    others: dict[str, StepTimeModel] = {}
 
 
 def explain(
@@ -145,7 +148,7 @@ def _remedies(
         _looser_target(measured, service_class, trial.scale),
         _looser_percentile(worst, service_class),
         _shorter_prompt(worst, service_class, engine) if objective == "ttft" else None,
-        _smaller_weights(worst, service_class, engine) if objective == "tpot" else None,
+        _smaller_weights(trial, engine),
     ]
     return [one for one in found if one is not None]
 
@@ -195,19 +198,34 @@ def _shorter_prompt(worst: ClassTrial, service_class: ServiceClass, engine: Engi
     return Remedy(kind="prompt", text=text, value=float(longest), basis="predicted")
 
 
-def _smaller_weights(worst: ClassTrial, service_class: ServiceClass, engine: Engine) -> Remedy | None:
-    """Scale the constant part of a decode step, the reading of the weights, by the bits a weight."""
-    target = service_class.slo.tpot_s
-    value = _at(worst, "tpot", service_class.slo.percentile)
-    if target is None or value is None:
-        return None
-    constant = engine.model.predict(StepShape(1, 0))
-    for name, bits in BITS.items():
-        if bits >= engine.weight_bits * 0.95:
+def _smaller_weights(trial: Trial, engine: Engine) -> Remedy | None:
+    """Offer a type whose steps were measured to be so much faster that the targets would be met.
+
+    When every step takes at most `ratio` of its time, so does every latency at the same load, and waiting even less:
+    the scale of the witness times the ratio is an upper bound.
+    """
+    for name, other in engine.others.items():
+        ratio = slowest_ratio(engine, other)
+        if trial.scale * ratio > 1.0:
             continue
-        expected = value - constant * (1.0 - bits / engine.weight_bits)
-        if expected <= target:
-            change = f"from {value * 1e3:.0f} to {expected * 1e3:.0f} ms"
-            text = f"weights as {name} would bring TPOT {change}: --quantize {name}"
-            return Remedy(kind="quantization", text=text, value=expected, basis="predicted")
+        before, after = (prefill_s(model, engine.prompt_long) * 1e3 for model in (engine.model, other))
+        text = (
+            f"weights as {name} would bring every latency to {ratio:.0%} or less of what it was: their steps were "
+            f"measured too (a prompt of {engine.prompt_long} tokens: {after:.0f} instead of {before:.0f} ms); "
+            f"--quantize {name}"
+        )
+        return Remedy(kind="quantization", text=text, value=ratio, basis="predicted")
     return None
+
+
+def slowest_ratio(engine: Engine, other: StepTimeModel) -> float:
+    """Return the step time of `other` over that of the engine, for the kind of step that gains the least."""
+    context = engine.prompt_long
+    shapes = [StepShape(n, n * context) for n in (1, 4)]
+    shapes += [StepShape(0, 0, n, chunk_work(0, n), 1) for n in (engine.prompt_typical, engine.prompt_long)]
+    return max(other.predict(shape) / engine.model.predict(shape) for shape in shapes)
+
+
+def smaller_types(weight_bits: float) -> list[str]:
+    """Return the types of `BITS` that are smaller than weights of so many bits."""
+    return [name for name, bits in BITS.items() if bits < weight_bits * 0.95]

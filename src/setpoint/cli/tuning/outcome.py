@@ -39,9 +39,9 @@ def conclude(asked: Asked, found: Found, run: Run, point: Callable[[str], Operat
     chosen = None if choice is None else found.trials[choice.strategy][choice.holding.trial]
     engine = Engine(
         model=found.profile.model,
-        weight_bits=8.0 * found.model.weight_bytes / found.model.parameters,
         prompt_typical=found.prompts[0],
         prompt_long=found.prompts[1],
+        others=found.others,
     )
     is_short = choice is not None and not choice.is_met
     return Tuning(

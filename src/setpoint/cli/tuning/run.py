@@ -21,6 +21,7 @@ from setpoint.loadgen.probe import learn_words
 from setpoint.loadgen.prompts import Lexicon
 from setpoint.loadgen.target import EndpointTarget
 from setpoint.model import Capacity, ServiceClass
+from setpoint.planner.decide import choose
 from setpoint.planner.demand import Demand, make_demand
 from setpoint.planner.holding import holds
 from setpoint.planner.point import OperatingPoint
@@ -28,9 +29,11 @@ from setpoint.planner.predict import Forecast, Options
 from setpoint.planner.profile import Profile, Profiler
 from setpoint.planner.result import Machine, Subject
 from setpoint.planner.search import Time, floor_s, naive_rates, next_rate, stretched, window_s
+from setpoint.planner.shortfall import smaller_types
 from setpoint.planner.trial import Trial
 from setpoint.seeds import stream
 from setpoint.settings import EngineSettings
+from setpoint.steptime.model import StepTimeModel
 from setpoint.workload import AnyLengths
 
 NAIVE = ("static", "dynamic")
@@ -38,6 +41,9 @@ BUDGETED = ("continuous", "priority")
 BATCH = 8
 """The batch that the naive baselines wait for: larger ones would not fill in a trial of seconds."""
 WINDOW_MAX_S = 120.0
+CONVERTED_BYTES_MAX = 1 << 30
+"""Larger weights would take minutes to convert."""
+OTHER_PROFILE_S = 4.0
 
 
 class Asked(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,6 +75,7 @@ class Found(msgspec.Struct, kw_only=True):
     predicted: dict[str, float | None] = {}
     trials: dict[str, list[Trial]] = {}
     prompts: tuple[int, int] = (1, 1)
+    others: dict[str, StepTimeModel] = {}
     is_cut: bool = False
     failures: dict[str, str] = {}
 
@@ -86,6 +93,7 @@ class Tuner:
             forecast = self._profile()
             self._predict(forecast)
             self._measure()
+            self._try_smaller_weights()
         except KeyboardInterrupt:
             self.found.is_cut = True
         return self.found
@@ -228,6 +236,19 @@ class Tuner:
             return own
         others = [rate for rate in found.predicted.values() if rate is not None]
         return max(others, default=(found.bound_rps or 1.0) / 3.0)
+
+    def _try_smaller_weights(self) -> None:
+        """Where no load met the targets, measure the steps of the same model in smaller types."""
+        asked, found = self._asked, self.found
+        choice = choose(found.trials)
+        if choice is None or choice.is_met or found.model is None or found.model.weight_bytes > CONVERTED_BYTES_MAX:
+            return
+        for name in smaller_types(8.0 * found.model.weight_bytes / found.model.parameters):
+            self._talk.doing(f"trying the weights as {name}")
+            _, model, executor = load_engine(msgspec.structs.replace(asked.engine, quantize=name))
+            with model, closing(executor):
+                profiler = Profiler(executor, time.perf_counter, stream(asked.seed, name), key=step_time_key(executor))
+                found.others[name] = profiler.run(OTHER_PROFILE_S, lambda _: self._talk.tick()).model
 
     def point(self, strategy: str) -> OperatingPoint:
         """Return the operating point at which `strategy` is measured."""
