@@ -28,11 +28,11 @@ def measure(server: Server, seed: int, rows: list[Row], *, is_quick: bool) -> di
     """Return the throughput at each number of streams, and the goodput pooled over the chat rates."""
     found: dict[str, float] = {}
     for streams in STREAMS:
-        rate = found[f"throughput_{streams}"] = throughput(server, streams, 2.0 if is_quick else 20.0, seed=seed)
+        rate = found[f"throughput_{streams}"] = throughput(server, streams, 2.0 if is_quick else 12.0, seed=seed)
         rows.append({"server": server.name, "load": f"{streams} streams", "output tokens/s": rate})
         say(f"  {server.name}, {streams} streams: {rate:.0f} tokens/s")
     found["goodput"] = 0.0
-    seconds = 6.0 if is_quick else 30.0
+    seconds = 6.0 if is_quick else 20.0
     for rps in RATES[1:2] if is_quick else RATES:
         records = mixed(server, rps, seconds, seed=seed)
         share, good = attained(records, SLO), good_rps(records, SLO, seconds)
@@ -53,7 +53,7 @@ def main() -> None:
     servers: list[Start] = [lambda: ours(model, slots=32, slo=SLO), lambda: llama_server(model, slots=32)]
     sums: defaultdict[tuple[str, str], float] = defaultdict(float)
     rows: list[Row] = []
-    for turn in range(1 if args.quick else 3):
+    for turn in range(1 if args.quick else 2):
         for start in servers if turn % 2 == 0 else reversed(servers):
             with start() as server:
                 for name, value in measure(server, args.seed + turn, rows, is_quick=args.quick).items():

@@ -45,7 +45,7 @@ def serve(bench: Bench, experiment: Setting, name: str, chat: Sequence[Arrival],
 def main() -> None:
     """Measure the maximum, batch 1 and each strategy at the same load, and report."""
     args = arguments(__doc__ or "")
-    seconds = 7.0 if args.quick else 90.0
+    seconds = 7.0 if args.quick else 60.0
     rows: list[Row] = []
     ratios: dict[str, float | None] = {}
     with Bench(args) as bench:
@@ -54,7 +54,7 @@ def main() -> None:
         limit = bound(bench, experiment, seconds / 2)
         say(f"maximum {limit:.2f} requests/s; offered {LOAD:.2f} of it")
         chat = experiment.chat(LOAD * limit, seconds)
-        single = bench.run_one_by_one(experiment.classes, chat[: 8 if args.quick else 60])
+        single = bench.run_one_by_one(experiment.classes, chat[: 8 if args.quick else 50])
         batch_1 = p95_e2e(single, 0.0, seconds)
         for name in STRATEGIES:
             rps, e2e_s = serve(bench, experiment, name, chat, seconds)

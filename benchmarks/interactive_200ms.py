@@ -17,14 +17,14 @@ from setpoint.model import PRESETS
 from setpoint.workload import LogNormal
 
 LENGTHS = LogNormal(24, 0.5, 8, 64), LogNormal(24, 0.7, 4, 96)
-RATES = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 5.5, 7.5)
+RATES = (0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0)
 QUICK_RATES = (1.0, 3.0)
 
 
 def main() -> None:
     """Climb with and without the backlog, and report."""
     args = arguments(__doc__ or "")
-    seconds = 7.0 if args.quick else 60.0
+    seconds = 7.0 if args.quick else 30.0
     slo = PRESETS["chat"].slo
     say(f"targets {targets(slo)}")
     rows, held = [], {}

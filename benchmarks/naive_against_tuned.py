@@ -52,7 +52,7 @@ def held(start: Start, rates: tuple[float, ...], seconds: float, seed: int, rows
 def main() -> None:
     """Climb with each server and report."""
     args = arguments(__doc__ or "")
-    rates, seconds = (QUICK_RATES, 4.0) if args.quick else (RATES, 30.0)
+    rates, seconds = (QUICK_RATES, 4.0) if args.quick else (RATES, 20.0)
     as_it_came = resolve_model(args.model)
     best_type = quantized_model(as_it_came, args.quantize)
     provider = args.provider or "auto"
