@@ -89,6 +89,7 @@ def bench(  # noqa: PLR0913 - the options of a command
     insecure: Annotated[bool, typer.Option("--insecure", help="Trust any certificate.")] = False,
     timeout: Annotated[float, typer.Option(help="Seconds to wait for the first byte.", min=0.1)] = 120.0,
     workers: Annotated[int, typer.Option(help="Processes that send.", min=1, max=256)] = 1,
+    ray: Annotated[bool, typer.Option("--ray", help="Send from the machines of a Ray cluster.")] = False,
     seed: Annotated[int, typer.Option(help="Of arrivals, lengths and words.", min=0)] = 0,
     out: Annotated[Path | None, typer.Option(help="Folder for the report and the requests as files.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the report as JSON on stdout.")] = False,
@@ -146,7 +147,8 @@ def bench(  # noqa: PLR0913 - the options of a command
     first = first_request(target)
     lexicon = learn_words(target)
     console.print(f"[dim]{target.engine} at {target.url}, model {target.model}; {words}; words by {lexicon.source}[/]")
-    setup = Setup(target=target, source=source, lexicon=lexicon, workers=workers, e2e_s=first.e2e_s or 1.0)
+    setup = Setup(target=target, source=source, lexicon=lexicon, workers=workers, is_on_ray=ray)
+    setup.e2e_s = first.e2e_s or 1.0
     shape = Shape(rate=rate, users=concurrency, seconds=seconds, warmup_s=warmup, seed=seed, words=words)
     job = BenchJob(setup=setup, objectives=objectives, way=way, shape=shape, version=version("setpoint"))
     report, rows = carry_out_bench(job, console)

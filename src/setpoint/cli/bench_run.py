@@ -17,10 +17,10 @@ from setpoint.loadgen.experiment import (
     Setup,
     carry_out,
     find_max_rate,
+    measure_for,
     run_closed,
     run_open,
 )
-from setpoint.loadgen.process import measure_in_process
 from setpoint.loadgen.report import BenchReport, Load, Point, closed_load, make_report, point_of, relative
 from setpoint.loadgen.run import Run
 from setpoint.loadgen.scrape import Scraper
@@ -106,15 +106,7 @@ def _single(job: BenchJob, live: Live) -> tuple[Run, Point]:
     live.begin(f"rate {text}", total_s=shape.seconds)
     options = RunOptions(window_s=shape.seconds, seed=shape.seed)
     with Scraper(setup.target) as scraper:
-        run = measure_in_process(
-            setup.target,
-            plan,
-            options,
-            lexicon=setup.lexicon,
-            warmup_s=shape.warmup_s,
-            workers=setup.workers,
-            on_progress=live.show,
-        )
+        run = measure_for(setup, plan, options, live.show, warmup_s=shape.warmup_s)
     mean = sum(one.at_s < shape.seconds for one in plan) / shape.seconds
     load = Load(kind="open", rate_rps=mean, arrivals=text, workload=shape.words, seed=shape.seed)
     return run, point_of(run, load, job.objectives, engine=scraper.since(run.start_at))

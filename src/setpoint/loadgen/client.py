@@ -25,8 +25,8 @@ from setpoint.loadgen.wire import request_bytes
 from setpoint.metrics import RequestRecord
 from setpoint.workload import PlannedRequest
 
-SWEEP_S = 0.05
-HEARTBEAT_S = 0.01
+SWEEP_S = 0.1
+HEARTBEAT_S = 0.02
 AHEAD = 64
 LAGS_MAX = 200_000
 SPARE_S = 0.002

@@ -12,6 +12,7 @@ import msgspec
 from setpoint.loadgen.client import RunOptions
 from setpoint.loadgen.process import OnProgress, Snapshot, measure_in_process
 from setpoint.loadgen.prompts import Lexicon
+from setpoint.loadgen.ray_run import measure_on_ray
 from setpoint.loadgen.run import Run
 from setpoint.loadgen.search import Answer, SearchSettings, Trial, TrialResult, next_step
 from setpoint.loadgen.target import EndpointTarget
@@ -74,6 +75,7 @@ class Setup(msgspec.Struct, kw_only=True):
     source: Source
     lexicon: Lexicon
     workers: int = 1
+    is_on_ray: bool = False
     e2e_s: float = 1.0
     trial_s_max: float = 120.0
     trial_s_min: float = 8.0
@@ -84,21 +86,38 @@ class Setup(msgspec.Struct, kw_only=True):
         return min(WARMUP_MAX_S, max(WARMUP_MIN_S, WARMUP_OF_E2E * self.e2e_s))
 
 
+def measure_for(
+    setup: Setup,
+    plan: Sequence[PlannedRequest],
+    options: RunOptions,
+    on_progress: OnProgress | None = None,
+    *,
+    warmup_s: float | None = None,
+) -> Run:
+    """Carry out a plan where the setup says: in processes of this machine, or on a Ray cluster."""
+    if setup.is_on_ray:
+        return measure_on_ray(
+            setup.target, plan, options, lexicon=setup.lexicon, warmup_s=warmup_s, workers=setup.workers
+        )
+    return measure_in_process(
+        setup.target,
+        plan,
+        options,
+        lexicon=setup.lexicon,
+        warmup_s=warmup_s,
+        workers=setup.workers,
+        on_progress=on_progress,
+    )
+
+
 def run_open(
     setup: Setup, rps: float, seconds: float, seed: int, on_progress: OnProgress | None = None, *, warmup_s: float
 ) -> Run:
     """Offer `rps` requests a second; a window of `seconds` follows the warm-up, and load goes on until it drained."""
     window_s = warmup_s + seconds
     plan = setup.source.plan(rps, seed, window_s + TAIL_S)
-    return measure_in_process(
-        setup.target,
-        plan,
-        RunOptions(window_s=window_s, seed=seed),
-        lexicon=setup.lexicon,
-        warmup_s=warmup_s,
-        workers=setup.workers,
-        on_progress=on_progress,
-    )
+    options = RunOptions(window_s=window_s, seed=seed)
+    return measure_for(setup, plan, options, on_progress, warmup_s=warmup_s)
 
 
 def run_closed(
@@ -112,14 +131,9 @@ def run_closed(
 ) -> Run:
     """Keep `users` requests in flight until `requests` have been sent beside a warm-up, or for `seconds` when given."""
     plan = setup.source.plan(1.0, seed, float(requests + 2 * users) * 1.5 + 10.0)[: requests + 2 * users]
-    return measure_in_process(
-        setup.target,
-        plan,
-        RunOptions(concurrency=users, stagger_s=min(5.0, setup.e2e_s), seed=seed, window_s=seconds),
-        lexicon=setup.lexicon,
-        workers=setup.workers,
-        on_progress=on_progress,
-    )
+    stagger_s = min(5.0, setup.e2e_s)
+    options = RunOptions(concurrency=users, stagger_s=stagger_s, seed=seed, window_s=seconds)
+    return measure_for(setup, plan, options, on_progress)
 
 
 class StopRule:

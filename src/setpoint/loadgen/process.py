@@ -93,7 +93,7 @@ def measure_in_process(  # noqa: PLR0913 - what, how, and who looks on; each wit
         folder.mkdir(parents=True, exist_ok=True)
         crew = [
             stack.enter_context(_Worker(spec, folder, index))
-            for index, spec in enumerate(_deal(target, plan, options, lexicon or Lexicon(), workers))
+            for index, spec in enumerate(deal(target, plan, options, lexicon or Lexicon(), workers))
         ]
         for worker in crew:
             worker.await_ready()
@@ -113,7 +113,7 @@ def measure_in_process(  # noqa: PLR0913 - what, how, and who looks on; each wit
     )
 
 
-def _deal(
+def deal(
     target: EndpointTarget, plan: Sequence[PlannedRequest], options: RunOptions, lexicon: Lexicon, workers: int
 ) -> list[WorkerSpec]:
     """Deal the plan out; a conversation stays with one worker, and so do its share of a closed loop's slots."""
