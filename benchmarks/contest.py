@@ -2,7 +2,7 @@
 
 Targets scale with the machine, so that the experiment is as hard on a slow processor: the TTFT target is some times
 what a mean prompt takes alone, the TPOT target some times a decode alone. The baselines are tuned first, every option
-of each tried in the simulator on the step-time model just fitted; `slack` is never tuned. Then each contender climbs a
+of each, the number of slots included, tried in the simulator on the step-time model just fitted; `slack` is never tuned. Then each contender climbs a
 ladder of chat rates on the real engine, with the same draws at each rung, until too few requests meet their targets.
 Its capacity is where attainment, made monotone, crosses what was promised.
 """
@@ -34,27 +34,34 @@ TTFT_TIMES, TPOT_TIMES = 6.0, 6.0
 PROMISED = 0.95
 GIVEN_UP = 0.75
 WARM_UP = 0.1
-BUDGETS = (8, 16, 24, 32, 48, 64, 96, 128, 256, 512)
-FACTORS_S = (0.0, 0.0002, 0.001, 0.008)
+BUDGETS = (8, 16, 24, 32, 64, 128, 512)
+SLOTS = (4, 8, 16, 32)
+FACTORS_S = (0.0, 0.001, 0.008)
 MARGINS = (1.0, 1.2)
 
 
 class Contender(msgspec.Struct, frozen=True):
-    """A strategy with its options, and the name under which it is reported."""
+    """A strategy with its options, the sequences that it may run at once, and the name under which it is reported."""
 
     name: str
     strategy: str
     options: Options = {}
+    slots: int | None = None
 
 
 BASELINES: dict[str, tuple[Contender, ...]] = {
-    "continuous, best budget": tuple(Contender("", "continuous", {"token_budget": b}) for b in BUDGETS),
-    "priority, best budget": tuple(Contender("", "priority", {"token_budget": b}) for b in BUDGETS),
+    "continuous, best budget": tuple(
+        Contender("", "continuous", {"token_budget": b}, slots) for b in BUDGETS for slots in SLOTS
+    ),
+    "priority, best budget": tuple(
+        Contender("", "priority", {"token_budget": b}, slots) for b in BUDGETS for slots in SLOTS
+    ),
     "qoserve, best factor": tuple(
-        Contender("", "qoserve", {"factor_s": f, "margin": m, "tokens_min": t})
+        Contender("", "qoserve", {"factor_s": f, "margin": m, "tokens_min": t}, slots)
         for f in FACTORS_S
         for m in MARGINS
         for t in (8, 32)
+        for slots in SLOTS
     ),
 }
 SLACK = Contender("slack, untuned", "slack")
@@ -167,6 +174,7 @@ def real(bench: Bench, contender: Contender, experiment: Setting, rate: float, s
         experiment.chat(rate, seconds),
         until_s=seconds,
         backlog=experiment.backlog,
+        slots=contender.slots,
     )
     return rung(rate, run.records, experiment, seconds, run.tokens_per_s("batch"))
 
@@ -216,7 +224,7 @@ def tuned(
         return round(sum(r.attainment for r in rungs), 2), sum(r.batch_tokens_per_s for r in rungs)
 
     best = max(BASELINES[name], key=score)
-    return Contender(name, best.strategy, best.options)
+    return msgspec.structs.replace(best, name=name)
 
 
 def climb(

@@ -121,14 +121,16 @@ class Bench:
         *,
         until_s: float | None = None,
         backlog: Sequence[Arrival] = (),
+        slots: int | None = None,
     ) -> Run:
         """Serve `arrivals` (instants from the start) under a strategy; stop at `until_s` or when all have ended.
 
-        With a `backlog`, `BACKLOG` requests made after those in it, again and again, are always there.
+        `slots` bounds the sequences that run at once. With a `backlog`, `BACKLOG` requests made after those in it, again and again, are always there.
         """
         assert self.step_time is not None, "profile first"
         step_time = LearnedStepTime(self.step_time)
-        machine = ReplicaMachine(make_strategy(strategy, **options), classes, self.executor.capacity, step_time)
+        capacity = msgspec.structs.replace(self.executor.capacity, slots=slots or self.executor.capacity.slots)
+        machine = ReplicaMachine(make_strategy(strategy, **options), classes, capacity, step_time)
         loop = _Loop(self, machine, arrivals, backlog)
         run = loop.run(until_s)
         run.model_error = step_time.mape

@@ -105,6 +105,7 @@ def main() -> None:
                     classes,
                     arrivals(limit * load, seconds, args.seed),
                     until_s=seconds + (0.0 if args.quick else WAIT_MAX_S),
+                    slots=contender.slots,
                 )
                 judged = [r for r in run.records if r.scheduled_at >= 0.1 * seconds]
                 rows.append(row(contender, load, run, judged, classes))
