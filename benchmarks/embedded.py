@@ -112,7 +112,7 @@ class Bench:
         """Return a prompt of random tokens; no two share a prefix worth keeping."""
         return tuple(self._chance.choices(VOCABULARY, k=tokens))
 
-    def run(
+    def run(  # noqa: PLR0913 - the axes of an experiment
         self,
         strategy: str,
         options: Options,
@@ -125,7 +125,8 @@ class Bench:
     ) -> Run:
         """Serve `arrivals` (instants from the start) under a strategy; stop at `until_s` or when all have ended.
 
-        `slots` bounds the sequences that run at once. With a `backlog`, `BACKLOG` requests made after those in it, again and again, are always there.
+        `slots` bounds the sequences that run at once. With a `backlog`, `BACKLOG` requests made after those in it,
+        again and again, are always there.
         """
         assert self.step_time is not None, "profile first"
         step_time = LearnedStepTime(self.step_time)

@@ -94,9 +94,8 @@ def main() -> None:
         rates = [limit * load for load in (0.8, 1.2)]
         baselines = ("qoserve, best factor", "continuous, best budget")
         capacity = bench.executor.capacity
-        contenders = [
-            tuned(name, experiment, model, capacity, rates, 30.0 if args.quick else 120.0) for name in baselines
-        ]
+        tuning_s = 10.0 if args.quick else 60.0
+        contenders = [tuned(name, experiment, model, capacity, rates, tuning_s) for name in baselines]
         for load in QUICK_LOADS if args.quick else LOADS:
             for contender in [*contenders, SLACK]:
                 run = bench.run(
