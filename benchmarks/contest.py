@@ -1,8 +1,8 @@
 """Strategies side by side on the embedded engine: chat at rising rates, beside a backlog of batch work that never ends.
 
 Targets scale with the machine, so that the experiment is as hard on a slow processor: the TTFT target is some times
-what a mean prompt takes alone, the TPOT target some times a decode alone. The baselines are tuned first: every option of
-each, and the number of slots, is tried in the simulator on the step-time model just fitted; `slack` is never tuned.
+what a mean prompt takes alone, the TPOT target some times a decode alone. The baselines are tuned first: every option
+of each, and the number of slots, is tried in the simulator on the step-time model just fitted; `slack` is never tuned.
 Then each contender climbs a ladder of chat rates on the real engine, with the same draws at each rung, until too few
 requests meet their targets. Its capacity is where attainment, made monotone, crosses what was promised.
 """
