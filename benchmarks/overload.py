@@ -82,7 +82,7 @@ def row(
 def main() -> None:
     """Run all loads under each contender and report."""
     args = arguments(__doc__ or "")
-    seconds = 5.0 if args.quick else 30.0
+    seconds = 5.0 if args.quick else 25.0
     rows: list[Row] = []
     with Bench(args) as bench:
         model = bench.profile(6.0 if args.quick else 30.0, args.seed)
