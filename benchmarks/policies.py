@@ -12,8 +12,8 @@ swept on draws of their own; `slack` has one setting throughout.
 Ratios (medians over the workloads that they name): `tight_over_best_fixed`, `tight_over_qoserve_published`,
 `tight_over_qoserve_swept`: capacity of `slack` over that of the other where deadlines are tight; `tight_of_bound`:
 `slack` over the bound on steady tight workloads at P95; `loose_of_best`: `slack` over the best strategy, or the bound
-if that is less, where deadlines are loose (the worst workload); `past_bound_over_qoserve`: attainment of `slack` over the
-best of any `qoserve` at 1.0 to 2 times the bound (the worst load).
+if that is less, where deadlines are loose (the worst workload); `past_bound_over_qoserve`: attainment of `slack` over
+the best of any `qoserve` at 1.0 to 2 times the bound (the worst load).
 """
 
 import argparse
@@ -31,7 +31,7 @@ import msgspec
 from clairvoyant import relaxed_capacity
 from policy_mixed import BESIDE_SHARES, OVERLOADS, Beside, Overload, beside, overload
 from policy_report import Estimate, estimate, markdown
-from policy_runs import Job, Policy, bound, capacity
+from policy_runs import Found, Job, Policy, bound, capacity
 from policy_worlds import BY_NAME, WORKLOADS, Workload
 from reporting import machine, say
 
@@ -43,14 +43,12 @@ SLACK = Policy(label="slack", strategy="slack")
 SWEEP_SEED = 0
 """The draws by which settings are chosen; the table shows others."""
 QUICK = ("conv 1s 50ms 5%", "conv 2s 50ms 1%")
-PARTS_OF = ("conv 1s 50ms 5%", "conv 2s 50ms 1%", "code 2s 50ms 1%", "tiers conv")
+PARTS_OF = ("conv 1s 50ms 5%", "conv 2s 50ms 1%")
 ABLATIONS: Mapping[str, Mapping[str, float | bool | str]] = {
     "no relegation": {"relegation": "none"},
     "relegation of the late alone": {"relegation": "own-deadline"},
     "margins not controlled": {"is_controlled": False},
     "steps not sized": {"is_sized": False},
-    "no harvest": {"is_harvesting": False},
-    "no preemption": {"is_preempting": False},
     "work at its bare cost": {"rate_blend": 0.0},
     "work at the rate achieved": {"rate_blend": 1.0},
 }
@@ -83,6 +81,10 @@ def sweeps(workload: Workload) -> dict[str, list[Policy]]:
     return {**rows, "qoserve, best factor": [PUBLISHED, *qoserves()]}
 
 
+Key = tuple[str, str, int, str | None]
+"""Workload, label of the policy, seed, and the one class that arrives, if not all."""
+
+
 class Table(msgspec.Struct, kw_only=True):
     """All that was measured."""
 
@@ -98,14 +100,21 @@ class Table(msgspec.Struct, kw_only=True):
 class Study:
     """Runs jobs over processes and remembers what was found."""
 
-    def __init__(self, workloads: Sequence[Workload], seeds: int, count: int, workers: int) -> None:
+    def __init__(
+        self, workloads: Sequence[Workload], seeds: int, count: int, workers: int, keep: Path | None = None
+    ) -> None:
+        """Study `workloads`; what was found before with the same `count` is read from `keep`, and added to it."""
         self.workloads = workloads
         self.seeds = range(1, seeds + 1)
         self.count = count
         self.bounds: dict[str, float] = {}
         self._workers = workers
-        self._found: dict[tuple[str, str, int, str | None], float] = {}
-        self._swept: dict[tuple[str, str, int, str | None], float] = {}
+        self._keep = keep
+        self._kept: dict[str, float] = {}
+        if keep is not None and keep.exists():
+            self._kept = dict(json.loads(line) for line in keep.read_text(encoding="utf-8").splitlines())
+        self._found: dict[Key, float] = {}
+        self._swept: dict[Key, float] = {}
 
     def run(self) -> Table:
         """Return the table of capacities."""
@@ -151,7 +160,8 @@ class Study:
             policies = {p.label: p for p in (self._best(workload, tried) for tried in sweeps(workload).values())}
             policies |= {p.label: p for p in (PUBLISHED, SLACK, *(part for _, part in self._parts(workload)))}
             jobs += [self._job(workload, policy, seed) for policy in policies.values() for seed in self.seeds]
-        return jobs
+        # the first seeds of everything before the last of anything, so that a study cut short has told something
+        return sorted(jobs, key=lambda job: (job.seed > min(3, len(self.seeds)), BY_NAME[job.workload].runs))
 
     def _parts(self, workload: Workload) -> list[tuple[str, Policy]]:
         if workload.name not in PARTS_OF or len(self.seeds) < 3:
@@ -167,22 +177,38 @@ class Study:
         count = int(self.count * workload.runs * (SWEEP_SHARE if seed == SWEEP_SEED else 1.0))
         return Job(workload=workload.name, policy=policy, seed=seed, count=count, guess=guess, bound=limit, only=only)
 
-    def _capacities(self, pool: "PoolType", jobs: Iterable[Job]) -> dict[tuple[str, str, int, str | None], float]:
+    def _capacities(self, pool: "PoolType", jobs: Iterable[Job]) -> dict[Key, float]:
         """Return the capacity by (workload, label, seed, only), each job done once."""
-        unique = list({self._key(j): j for j in jobs}.values())
+        found: dict[Key, float] = {}
+        todo: dict[Key, Job] = {}
+        for job in jobs:
+            kept = self._kept.get(self._name(job))
+            if kept is None:
+                todo[self._key(job)] = job
+            else:
+                found[self._key(job)] = kept
         started = time.monotonic()
-        found: dict[tuple[str, str, int, str | None], float] = {}
-        for number, one in enumerate(pool.imap_unordered(capacity, unique), start=1):
+        for number, one in enumerate(pool.imap_unordered(capacity, todo.values()), start=1):
             found[self._key(one.job)] = one.capacity
-            left = (time.monotonic() - started) / number * (len(unique) - number) / 60.0
+            self._remember(one)
+            left = (time.monotonic() - started) / number * (len(todo) - number) / 60.0
             say(
-                f"[{number}/{len(unique)}, {left:.0f} min left] {one.job.workload} | {one.job.policy.label} | "
+                f"[{number}/{len(todo)}, {left:.0f} min left] {one.job.workload} | {one.job.policy.label} | "
                 f"seed {one.job.seed}: {one.capacity / one.job.bound:.3f} of the bound"
             )
         return found
 
+    def _remember(self, found: Found) -> None:
+        if self._keep is not None:
+            with self._keep.open("a", encoding="utf-8") as file:
+                file.write(json.dumps([self._name(found.job), found.capacity]) + "\n")
+
     @staticmethod
-    def _key(job: Job) -> tuple[str, str, int, str | None]:
+    def _name(job: Job) -> str:
+        return f"{job.workload}|{job.policy.label}|{job.seed}|{job.only or ''}|{job.count}"
+
+    @staticmethod
+    def _key(job: Job) -> Key:
         return job.workload, job.policy.label, job.seed, job.only
 
     def _best(self, workload: Workload, policies: Sequence[Policy]) -> Policy:
@@ -265,13 +291,14 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=3000, help="requests of a run")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes")
     parser.add_argument("--only", action="append", metavar="TEXT", help="workloads whose name holds this")
+    parser.add_argument("--keep", type=Path, help="file that remembers each capacity, so that a run cut short goes on")
     parser.add_argument("--write", type=Path, help="folder for policies.json and policies.md")
     args = parser.parse_args()
     names = QUICK if args.quick else tuple(w.name for w in WORKLOADS)
     if args.only:
         names = tuple(n for n in names if any(text in n for text in args.only))
     seeds, count = (2, 1200) if args.quick else (args.seeds, args.requests)
-    study = Study([BY_NAME[name] for name in names], seeds, count, args.workers)
+    study = Study([BY_NAME[name] for name in names], seeds, count, args.workers, args.keep)
     started = time.monotonic()
     table = study.run()
     if not args.quick and not args.only:
