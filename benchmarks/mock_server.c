@@ -13,7 +13,7 @@
 #include <fcntl.h>
 #include <math.h>
 #include <netinet/tcp.h>
-#include <sched.h>
+#include <poll.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -93,7 +93,12 @@ static void arm(void) {
 static void put(int fd, const char *data, size_t size) {
     while (size) {
         ssize_t n = send(fd, data, size, MSG_NOSIGNAL);
-        if (n < 0 && (errno == EAGAIN || errno == EINTR)) continue;
+        if (n < 0 && errno == EAGAIN) {
+            struct pollfd full = {.fd = fd, .events = POLLOUT};
+            if (poll(&full, 1, 1000) <= 0) return;
+            continue;
+        }
+        if (n < 0 && errno == EINTR) continue;
         if (n < 0) return;
         data += n, size -= (size_t)n;
     }
@@ -256,8 +261,6 @@ static void fill(int fd) {
 
 int main(int argc, char **argv) {
     if (argc != 9) return 2;
-    struct sched_param first = {.sched_priority = 1};
-    sched_setscheduler(0, SCHED_RR, &first); /* where allowed: a truth that waits for the processor is none */
     out = fopen(argv[2], "w");
     slots = atoi(argv[3]);
     ttft_ms = atof(argv[4]), ttft_sigma = atof(argv[5]), itl_ms = atof(argv[6]), itl_sigma = atof(argv[7]);
@@ -272,16 +275,16 @@ int main(int argc, char **argv) {
     printf("%d\n", ntohs(address.sin_port));
     fflush(stdout);
     timer = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK);
-    int poll = epoll_create1(0), watched[STREAMS] = {0};
+    int events_fd = epoll_create1(0), watched[STREAMS] = {0};
     struct epoll_event event = {.events = EPOLLIN, .data.fd = listener}, events[512];
-    epoll_ctl(poll, EPOLL_CTL_ADD, listener, &event);
+    epoll_ctl(events_fd, EPOLL_CTL_ADD, listener, &event);
     event.data.fd = timer;
-    epoll_ctl(poll, EPOLL_CTL_ADD, timer, &event);
+    epoll_ctl(events_fd, EPOLL_CTL_ADD, timer, &event);
     event.data.fd = 0;
-    epoll_ctl(poll, EPOLL_CTL_ADD, 0, &event);
+    epoll_ctl(events_fd, EPOLL_CTL_ADD, 0, &event);
     for (;;) {
         arm();
-        int n = epoll_wait(poll, events, 512, -1);
+        int n = epoll_wait(events_fd, events, 512, -1);
         double at = now();
         while (heap_size && streams[heap[0]]->due <= at) tick(heap[0]);
         for (int i = 0; i < n; i++) {
@@ -294,7 +297,7 @@ int main(int argc, char **argv) {
                 for (int k = 0; k < STREAMS; k++)
                     if (streams[k] && !watched[k]) {
                         event.events = EPOLLIN, event.data.fd = k;
-                        epoll_ctl(poll, EPOLL_CTL_ADD, k, &event);
+                        epoll_ctl(events_fd, EPOLL_CTL_ADD, k, &event);
                         watched[k] = 1;
                     }
             } else if (streams[fd]) {
