@@ -3,18 +3,19 @@
     python benchmarks/simulator_speed.py [--quick] [--json]
 
 Llama-3.1-8B on one H100 (the roofline of the catalog), lengths drawn from the Azure conversation trace, Poisson
-arrivals at a light, a moderate and a high load, under `slack` and `continuous`. An *iteration* is a forward pass that was
-simulated, however many of them were advanced at a time. Single-threaded; processor time, so that other work on the
-machine counts little.
+arrivals at a light, a moderate and a high load, under `slack` and `continuous`. An *iteration* is a forward pass that
+was simulated, however many of them were advanced at a time. Single-threaded; processor time, so that other work on
+the machine counts little.
 
-Peers: their own event loops, measured on 2 shared cores without a GPU (see docs/validation.md): Vidur's (its predictor
-replaced by a formula) 242 requests and 4,800 iterations a second, 411 and 8,200 with its metrics off; BLIS 300 to 600
-requests and 2,000 to 5,000 iterations. Where `vllm-sr-sim` is installed its request-level loop is timed beside; it
-simulates no iterations.
+Peers: their own event loops, measured on 2 shared cores without a GPU (see docs/validation.md): Vidur's (its
+predictor replaced by a formula) 242 requests and 4,800 iterations a second, 411 and 8,200 with its metrics off; BLIS
+300 to 600 requests and 2,000 to 5,000 iterations. Where `vllm-sr-sim` is installed its request-level loop is timed
+beside; it simulates no iterations.
 
 Ratios: `iterations_per_s` and `requests_per_s` of `slack` at the light load, 10,000 requests; `over_vidur_requests`,
 `over_vidur_iterations`: those over Vidur's at its best; `growth`: processor time for the largest number of requests
-over that for 10,000, divided by the ratio of the numbers (1.0 is linear); `peak_mib`: what the largest run kept at its peak.
+over that for 10,000, divided by the ratio of the numbers (1.0 is linear); `peak_mib`: what the largest run kept at
+its peak.
 """
 
 import argparse
