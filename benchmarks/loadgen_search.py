@@ -97,9 +97,7 @@ def main() -> None:
         answer, history = find_max_rate(carry, SearchSettings(objectives=OBJECTIVES, seed=seed * 10_000))
         sent = sum(result.sent for result in history)
         found.append((answer, len(history), sent))
-        say(
-            f"  seed {seed}: estimate {answer.estimate}, confirmed {answer.rate}, {len(history)} trials, {sent} requests"
-        )
+        say(f"  seed {seed}: {answer.estimate}, confirmed {answer.rate}, {len(history)} trials, {sent} sent")
     centre = median(answer.estimate or 0.0 for answer, _, _ in found)
     best, cost, rows = grid(centre, GRID_REQUESTS // 4 if args.quick else GRID_REQUESTS, 999)
     say(f"  grid: {best:.3f} requests/s, {cost} requests")
