@@ -1,3 +1,4 @@
+# ruff: noqa: ANN401, ARG002, C901, D105, FBT001, FBT002 - a double has the signatures of what it stands for
 """A double of vLLM's scheduler (0.32): the attributes and the two loops of `schedule()` that the plug-in relies on.
 
 It keeps vLLM's order (running first, then the waiting), its budget and cap, its block allocation and its preemption of

@@ -1,4 +1,5 @@
-"""The two schedulers under test, the double and the real one, and a loop that runs either as vLLM's engine core does."""
+# ruff: noqa: ANN401, ARG002, PLC0415 - vLLM has no types for us, and is imported only where it is
+"""The two schedulers under test, the double and the real one, and a loop that runs either as the engine core does."""
 
 import importlib.util
 import os
@@ -7,10 +8,11 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
+from tests.engines.vllm.double import DoubleScheduler, Request
+
 from setpoint.engines.vllm.host import TESTED
 from setpoint.engines.vllm.pilot import Pilot
 from setpoint.engines.vllm.scheduler import steered
-from tests.engines.vllm.double import DoubleScheduler, Request
 
 EOS = 2
 MODEL = os.environ.get("SETPOINT_VLLM_MODEL", "")
@@ -84,7 +86,7 @@ class VllmKit:
         caching: bool = False,
         **options: Any,
     ) -> Any:
-        import torch
+        import torch  # type: ignore[import-not-found, unused-ignore] # it comes with vLLM
         from vllm.config import CacheConfig, ModelConfig, SchedulerConfig, VllmConfig
         from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
         from vllm.v1.structured_output import StructuredOutputManager

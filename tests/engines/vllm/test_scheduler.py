@@ -1,19 +1,19 @@
+# ruff: noqa: ANN401, PLC0415 - as in kits.py
 import itertools
 import random
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from tests.engines.vllm.double import DoubleScheduler, RequestQueue
+from tests.engines.vllm.kits import HAS_VLLM, WHY_NOT, DoubleKit, Engine, VllmKit
 
 from setpoint.core.invariants import violations
 from setpoint.errors import ConfigError
 from setpoint.journal import replay
 from setpoint.steptime.learner import LearnedStepTime
 from setpoint.steptime.model import decode
-from tests.engines.vllm.double import DoubleScheduler, RequestQueue
-from tests.engines.vllm.kits import HAS_VLLM, WHY_NOT, DoubleKit, Engine, VllmKit
 
 KITS: dict[str, Any] = {"double": DoubleKit(), "vllm": VllmKit()}
 Start = Callable[..., Engine]
@@ -40,7 +40,8 @@ def batch(engine: Engine, name: str, prompt: int = 40, output: int = 20) -> Any:
 
 
 def numbers(engine: Engine) -> dict[tuple[str, str], float]:
-    return engine.scheduler.setpoint.numbers.counts
+    counts: dict[tuple[str, str], float] = engine.scheduler.setpoint.numbers.counts
+    return counts
 
 
 def at_rest(engine: Engine, blocks: int) -> bool:
@@ -248,15 +249,12 @@ def test_own_targets_and_priorities_reach_the_policy(start: Start) -> None:
     engine.prompts["by number"], engine.made["by number"], engine.tokens["by number"] = 20, 0, []
     engine.scheduler.add_request(request)
     engine.ask("by hand", setpoint_ttft_ms=123, setpoint_tpot_ms=45)
-    sequences = {s.prompt_tokens: s for s in engine.scheduler.setpoint.machine.ledger.sequences.values()}
-    by_name = {s.id: s for s in sequences.values()}
     assert {s.service_class.name for s in engine.scheduler.setpoint.machine.ledger.sequences.values()} == {
         "batch",
         "chat",
     }
     chat = next(s for s in engine.scheduler.setpoint.machine.ledger.sequences.values() if not s.is_harvest)
     assert (chat.slo.ttft_s, chat.slo.tpot_s) == (0.123, 0.045)
-    assert by_name
     engine.run()
 
 
@@ -319,22 +317,23 @@ def test_one_who_leaves_is_forgotten_wherever_the_request_is(start: Start) -> No
     assert at_rest(engine, 64)
 
 
+def pause(engine: Engine, state: str) -> None:
+    if engine.kit.name == "double":
+        engine.scheduler.pause_state.name = state
+        return
+    from vllm.v1.core.sched.interface import PauseState
+
+    engine.scheduler.set_pause_state(PauseState[state])
+
+
 def test_while_paused_vllm_is_left_alone(start: Start) -> None:
     engine = start()
     engine.ask("chat")
-    if engine.kit.name == "double":
-        engine.scheduler.pause_state.name = "PAUSED_ALL"
-    else:
-        from vllm.v1.core.sched.interface import PauseState
-
-        engine.scheduler.set_pause_state(PauseState.PAUSED_ALL)
+    pause(engine, "PAUSED_ALL")
     assert engine.begin() == {}
     engine.drain()
     assert numbers(engine)["fallbacks", "paused"] == 1
-    if engine.kit.name == "double":
-        engine.scheduler.pause_state.name = "UNPAUSED"
-    else:
-        engine.scheduler.set_pause_state(PauseState.UNPAUSED)
+    pause(engine, "UNPAUSED")
     engine.run()
     assert engine.is_exact("chat", 5)
 
@@ -384,9 +383,9 @@ def test_a_vllm_that_lacks_what_is_used_is_refused_at_start_with_the_tested_vers
             del self.max_num_active_reqs
             self._preempt_request = None  # type: ignore[assignment, method-assign]
 
-    with pytest.raises(ConfigError, match="max_num_active_reqs.*_preempt_request") as caught:
+    with pytest.raises(ConfigError, match=r"max_num_active_reqs.*_preempt_request") as caught:
         DoubleKit().scheduler(base=Newer)
-    assert "0.32.0" in caught.value.hint
+    assert "0.32.0" in str(caught.value.hint)
 
 
 def test_a_queue_with_a_method_that_is_not_known_is_refused_at_start() -> None:
@@ -461,4 +460,3 @@ def test_stats_may_be_off() -> None:
             return None
 
     assert DoubleKit().scheduler(base=Quiet).make_stats() is None
-    assert SimpleNamespace is not None

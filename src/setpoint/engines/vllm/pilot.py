@@ -54,8 +54,8 @@ log = logging.getLogger(__name__)
 class Parts(NamedTuple):
     """What a pilot works with.
 
-    `make_machine` gives a new machine; `refuse` ends a request in vLLM, for a reason in words; `journal` gets each event
-    with its commands; `clock` is monotonic, `wall` is the clock that dates the arrivals.
+    `make_machine` gives a new machine; `refuse` ends a request in vLLM, for a reason in words; `journal` gets each
+    event with its commands; `clock` is monotonic, `wall` is the clock that dates the arrivals.
     """
 
     seat: Seat
