@@ -9,8 +9,6 @@ their targets (TTFT 1 s, TPOT 100 ms) beside 16 batch requests kept in flight.
 Ratios, ours over theirs: `throughput_1`, `throughput_4`, `throughput_16`, `throughput_32`, `goodput`.
 """
 
-from collections import defaultdict
-
 from reporting import Row, arguments, report, say
 from served import Server, Start, attained, good_rps, llama_server, mixed, ours, throughput
 
@@ -47,20 +45,18 @@ def measure(server: Server, seed: int, rows: list[Row], *, is_quick: bool) -> di
 
 
 def main() -> None:
-    """Measure one server after the other, in turn, and report."""
+    """Measure one server after the other, and report."""
     args = arguments(__doc__ or "")
     model = quantized_model(resolve_model(args.model), args.quantize)
     servers: list[Start] = [lambda: ours(model, slots=32, slo=SLO), lambda: llama_server(model, slots=32)]
-    sums: defaultdict[tuple[str, str], float] = defaultdict(float)
+    found: dict[str, dict[str, float]] = {}
     rows: list[Row] = []
-    for turn in range(1 if args.quick else 2):
-        for start in servers if turn % 2 == 0 else reversed(servers):
-            with start() as server:
-                for name, value in measure(server, args.seed + turn, rows, is_quick=args.quick).items():
-                    sums[server.name, name] += value
+    for start in servers:
+        with start() as server:
+            found[server.name] = measure(server, args.seed, rows, is_quick=args.quick)
     names = [*(f"throughput_{streams}" for streams in STREAMS), "goodput"]
     ratios: dict[str, float | None] = {
-        name: sums["setpoint", name] / theirs if (theirs := sums["llama-server", name]) else None for name in names
+        name: found["setpoint"][name] / theirs if (theirs := found["llama-server"][name]) else None for name in names
     }
     report("against_llama_server", ratios, rows, args)
 

@@ -36,7 +36,7 @@ from setpoint.workload import Steady, Traffic, plan_traffic
 
 LOADS = (0.8, 1.0, 1.2, 1.5, 2.0)
 QUICK_LOADS = (1.0, 2.0)
-WAIT_MAX_S = 10.0
+WAIT_MAX_S = 8.0
 
 
 def classes_of(slo: Slo) -> dict[str, ServiceClass]:
@@ -82,7 +82,7 @@ def row(
 def main() -> None:
     """Run all loads under each contender and report."""
     args = arguments(__doc__ or "")
-    seconds = 5.0 if args.quick else 25.0
+    seconds = 5.0 if args.quick else 20.0
     rows: list[Row] = []
     with Bench(args) as bench:
         model = bench.profile(6.0 if args.quick else 30.0, args.seed)
