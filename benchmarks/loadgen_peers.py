@@ -108,7 +108,15 @@ def call(command: list[str], folder: Path) -> None:
     """Run a command to its end; its output goes to a file, which is shown when it fails."""
     log = folder / "log.txt"
     with log.open("w") as file:
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, timeout=LIMIT_S, check=False)
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+            stdout=file,
+            stderr=file,
+            timeout=LIMIT_S,
+            check=False,
+        )
     if done.returncode:
         sys.exit(f"error: {command[0]} failed\n{log.read_text()[-2000:]}")
 
