@@ -5,7 +5,10 @@ protected work and harvest have different ones; the largest chunk within it is f
 because the step-time model is monotone.
 """
 
+from bisect import bisect_right
 from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Sequence as Many
+from itertools import accumulate
 
 from setpoint.core.ledger import Ledger, Sequence
 from setpoint.model import Binding, Bound, StepShape, StepTime, chunk_work
@@ -23,6 +26,7 @@ class Draft:
         "decodes",
         "free_blocks",
         "free_slots",
+        "growing",
         "ledger",
         "preempted",
         "prefill_tokens",
@@ -39,6 +43,8 @@ class Draft:
         self.ledger = ledger
         self._step_time = step_time
         self.decodes: list[Sequence] = []
+        self.growing: list[Sequence] = []
+        """Those of `decodes` whose next token needs one more block."""
         self.chunks: dict[Sequence, int] = {}
         self.preempted: dict[Sequence, None] = {}
         self.relegated: list[tuple[Sequence, bool]] = []
@@ -93,7 +99,9 @@ class Draft:
             if self.tokens_left < 1 or (is_full and self.free_blocks < 1):
                 left_out.append(sequence)
                 continue
-            self.free_blocks -= is_full
+            if is_full:
+                self.free_blocks -= 1
+                self.growing.append(sequence)
             self.tokens_left -= 1
             self.context_tokens += sequence.computed_tokens
             self.decodes.append(sequence)
@@ -114,7 +122,9 @@ class Draft:
         )
         if cap_s is not None and seconds > cap_s:
             return "slack"
-        self.free_blocks -= is_full
+        if is_full:
+            self.free_blocks -= 1
+            self.growing.append(sequence)
         self.tokens_left -= 1
         self.context_tokens = context
         self.seconds = seconds
@@ -159,6 +169,13 @@ class Draft:
         block_tokens = self.ledger.capacity.block_tokens
         needed = sum(s.computed_tokens - s.cached_tokens >= s.blocks * block_tokens for s in decoding)
         return needed - self.free_blocks
+
+    def decodes_within(self, sequences: Many[Sequence], cap_s: float) -> int:
+        """Return how many of `sequences`, from the first on, could decode beside what is in, within `cap_s`."""
+        seconds, decodes, context = self._step_time.seconds, len(self.decodes), self.context_tokens
+        work = (self.prefill_tokens, self.prefill_work, len(self.chunks))
+        contexts = list(accumulate((s.computed_tokens for s in sequences), initial=context))
+        return bisect_right(range(1, len(contexts)), cap_s, key=lambda n: seconds(decodes + n, contexts[n], *work))
 
     def decode_seconds(self, steps: int) -> float:
         """Return the predicted seconds of the same decodes `steps` steps later."""

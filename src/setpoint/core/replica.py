@@ -141,14 +141,14 @@ class ReplicaMachine:
                 yielded = repeats + extra[request_id] - 1 if request_id in extra else repeats
                 sequence.computed_tokens += yielded
                 sequence.output_tokens += yielded
-                ledger.hold(sequence, sequence.computed_tokens)
+                if yielded > 1:
+                    ledger.hold(sequence, sequence.computed_tokens)
                 if request_id in stopped or sequence.output_tokens >= sequence.output_tokens_max:
                     self._ended(sequence, is_stopped=request_id in stopped)
         for request_id, tokens in plan.prefills:
             sequence = ledger.prefilling.get(request_id)
             if sequence is not None:
                 sequence.computed_tokens += tokens
-                ledger.hold(sequence, sequence.computed_tokens)
                 if sequence.remaining_tokens == 0:
                     self._first_token(sequence, is_stopped=request_id in stopped)
 
@@ -233,7 +233,7 @@ class ReplicaMachine:
                 self.ledger.hold(sequence, sequence.target_tokens)
                 self._out.append(Admit(request_id=sequence.id, slot=slot))
             assert 0 < tokens <= sequence.remaining_tokens
-        for sequence in draft.decodes:
+        for sequence in draft.growing:
             self.ledger.hold(sequence, sequence.computed_tokens + 1)
         self.shape = draft.shape
         self._steps += 1

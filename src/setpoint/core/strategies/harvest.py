@@ -93,21 +93,32 @@ class Harvester:
         """Fill what is left of the step with batch work."""
         if spare_s is not None:
             cap_s = min(cap_s, draft.seconds + self._setpoints.boldness(state.now) * max(0.0, spare_s))
-        is_empty = not draft.decodes and not draft.chunks
+        self._fill_decodes(draft, [s for s in decoding if s not in draft.preempted], cap_s)
+        self._fill_prefills(draft, cap_s, state)
+        self._has_run |= any(s.is_harvest for s in draft.decodes) or any(s.is_harvest for s in draft.chunks)
+        if draft.is_empty:
+            decode_or_preempt(draft, draft.decoding(), batch_last)
+
+    def _fill_decodes(self, draft: Draft, decoding: list[Sequence], cap_s: float) -> None:
+        """Put in the decodes, the shortest contexts first where not all have room; in an empty step at least one."""
+        if len(decoding) <= draft.tokens_left and draft.blocks_short(decoding) <= 0:
+            count = draft.decodes_within(decoding, cap_s)
+            if count < len(decoding):
+                decoding.sort(key=lambda s: (s.computed_tokens, s.id))
+                count = max(draft.decodes_within(decoding, cap_s), draft.is_empty)
+            draft.add_decodes(decoding[:count])
+            if count < len(decoding):
+                draft.binding = Binding("harvest")
+            return
+        is_empty = draft.is_empty
         for sequence in sorted(decoding, key=lambda s: (s.computed_tokens, s.id)):
-            if sequence in draft.preempted:
-                continue
             is_first = is_empty and not draft.decodes
             blocker = draft.add_decode(sequence, None if is_first else cap_s)
             if blocker is None:
                 continue
             draft.binding = Binding("harvest" if blocker == "slack" else blocker)
             if blocker != "kv":
-                break
-        self._fill_prefills(draft, cap_s, state)
-        self._has_run |= any(s.is_harvest for s in draft.decodes) or any(s.is_harvest for s in draft.chunks)
-        if draft.is_empty:
-            decode_or_preempt(draft, draft.decoding(), batch_last)
+                return
 
     def _fill_prefills(self, draft: Draft, cap_s: float, state: State) -> None:
         ledger = state.ledger
