@@ -54,7 +54,10 @@ def relaxed_attainment(workload: Workload, rate: float, count: int, seed: int) -
     slo = workload.flows[0].service_class.slo
     ttft_s, tpot_s = float(slo.ttft_s or 0.0), float(slo.tpot_s or 0.0)
     judged = requests[first:]
-    rows, columns, values, limits = [], [], [], []
+    rows: list[int] = []
+    columns: list[int] = []
+    values: list[float] = []
+    limits: list[float] = []
     for begin in range(0, len(judged), 2):
         start = judged[begin].request.arrived_at
         for power in range(WINDOWS):

@@ -18,7 +18,6 @@ from embedded import Bench, Options
 from reporting import Row, arguments, report, say
 
 from setpoint.metrics import RequestRecord, rank_quantile
-from setpoint.sim.replica import Arrival
 
 LOAD = 0.9
 STRATEGIES: dict[str, Options] = {

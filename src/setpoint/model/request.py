@@ -11,8 +11,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     `cached_tokens` of the prompt are already in the KV cache through a shared prefix that the engine keeps pinned
     until the request is admitted. `received_tokens` more were computed elsewhere: their KV comes with the request, and
-    takes room like its own once it is admitted (a prefill replica handed it over). `output_tokens_max` bounds the answer. `ttft_s` and `tpot_s` override the targets of
-    the class for this request alone.
+    takes room like its own once it is admitted (a prefill replica handed it over). `output_tokens_max` bounds the
+    answer. `ttft_s` and `tpot_s` override the targets of the class for this request alone.
     """
 
     id: int
