@@ -26,13 +26,15 @@ def measure(server: Server, seed: int, rows: list[Row], *, is_quick: bool) -> di
     """Return the throughput at each number of streams, and the goodput pooled over the chat rates."""
     found: dict[str, float] = {}
     for streams in STREAMS:
-        rate = found[f"throughput_{streams}"] = throughput(server, streams, 2.0 if is_quick else 12.0, seed=seed)
+        rate = found[f"throughput_{streams}"] = throughput(
+            server, streams, 2.0 if is_quick else 12.0, seed=1000 * seed + streams
+        )
         rows.append({"server": server.name, "load": f"{streams} streams", "output tokens/s": rate})
         say(f"  {server.name}, {streams} streams: {rate:.0f} tokens/s")
     found["goodput"] = 0.0
     seconds = 6.0 if is_quick else 20.0
     for rps in RATES[1:2] if is_quick else RATES:
-        records = mixed(server, rps, seconds, seed=seed)
+        records = mixed(server, rps, seconds, seed=1000 * seed + round(100 * rps))
         share, good = attained(records, SLO), good_rps(records, SLO, seconds)
         found["goodput"] += good
         batch = sum(r.output_tokens for r in records if r.class_name == "batch") / seconds

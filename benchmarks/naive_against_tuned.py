@@ -29,7 +29,7 @@ def held(start: Start, rates: tuple[float, ...], seconds: float, seed: int, rows
     best = 0.0
     with start() as server:
         for rate in rates:
-            records = mixed(server, rate, seconds, seed=seed, has_batch=False)
+            records = mixed(server, rate, seconds, seed=1000 * seed + round(100 * rate), has_batch=False)
             share = attained(records, SLO)
             ttft = sorted(float("inf") if r.ttft_s is None else r.ttft_s for r in records)
             rows.append(

@@ -1,7 +1,8 @@
 """Two servers under the same client: ours and the llama-server of the `xllamacpp` wheel, each a process of its own.
 
 Both get the same model file, threads and slots. The measuring client is a third process. The client asks for answers
-of a planned length, so that both generate the same tokens.
+of a planned length, so that both generate the same tokens. Every run has a seed of its own: prompts that a server has
+seen before would come from its cache.
 """
 
 import contextlib

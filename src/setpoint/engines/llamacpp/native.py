@@ -248,6 +248,7 @@ def _calm_openmp() -> None:
 
 
 def _open_xllamacpp() -> Native:
+    _calm_openmp()
     spec = importlib.util.find_spec("xllamacpp")
     if spec is None or not spec.submodule_search_locations:
         raise ConfigError("no llama.cpp is installed", hint=INSTALL_HINT)
