@@ -4,9 +4,10 @@
     python benchmarks/core_cost.py --quick    100 steps a point, under a minute
     python benchmarks/core_cost.py --core     without the engine, so without `of_step_16`
 
-Half of what runs is interactive (class `standard`) and half is batch work, 64 batch requests wait behind them, and whoever ends is replaced at
-once; the step-time model learns from each step, as it does when serving. A step's cost is all that the machine does
-between the end of one step and the plan of the next, arrivals included, in processor time of its thread.
+Half of what runs is interactive (class `standard`) and half is batch work, 64 batch requests wait behind them, and
+whoever ends is replaced at once; the step-time model learns from each step, as it does when serving. A step's cost is
+all that the machine does between the end of one step and the plan of the next, arrivals included, in processor time of
+its thread.
 
 Ratios: `of_step_16`: cost of `slack` at 16 sequences over the measured step of the embedded engine that decodes 16
 sequences; `ms_1024`: milliseconds of `slack` at 1,024 sequences.
@@ -36,7 +37,7 @@ from setpoint.model import (
 )
 from setpoint.steptime.learner import LearnedStepTime
 from setpoint.steptime.model import linear
-from setpoint.units import Blocks, Instant, Tokens
+from setpoint.units import Blocks, Instant, Seconds, Tokens
 
 SIZES = (16, 64, 256, 1024)
 STRATEGIES = ("static", "continuous", "priority", "qoserve", "slack")
@@ -92,7 +93,7 @@ class Crowd:
     def _step(self) -> None:
         plan = self.machine.step_in_flight
         assert plan is not None
-        seconds = plan.predicted_s * self._draw.uniform(0.95, 1.1)
+        seconds = Seconds(plan.predicted_s * self._draw.uniform(0.95, 1.1))
         self._now += seconds
         classes = {i: s.service_class.name for i, s in self.machine.ledger.sequences.items()}
         ended = self._tell(StepFinished(at=Instant(self._now), step_id=plan.step_id, step_seconds=(seconds,)))
@@ -140,12 +141,13 @@ def engine_step_s(args: argparse.Namespace, sequences: int) -> float:
     return median(durations)
 
 
+def _options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--core", action="store_true", help="leave the engine out")
+
+
 def main() -> None:
     """Measure every strategy at every size, then the engine's step."""
-    args = arguments(
-        "What the scheduler costs a step.",
-        lambda parser: parser.add_argument("--core", action="store_true", help="leave the engine out"),
-    )
+    args = arguments("What the scheduler costs a step.", _options)
     steps = 100 if args.quick else 400
     rows: list[dict[str, object]] = []
     means: dict[tuple[str, int], float] = {}

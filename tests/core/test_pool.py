@@ -266,3 +266,47 @@ def test_the_same_events_give_the_same_commands() -> None:
         return msgspec.json.encode(out)
 
     assert run() == run()
+
+
+def test_word_of_what_is_not_there_changes_nothing() -> None:
+    door = Door(PoolLayout())
+    assert door.say(FirstTokenCame(at=Instant(0.0), request_id=7)) == []
+    assert door.ends(7) == []
+    assert door.say(ReplicaLeft(at=Instant(0.0), replica=99)) == []
+    assert door.say(PoolTick(at=Instant(1.0))) == []
+    assert door.sent == {}
+
+
+def test_work_spills_over_the_first_helper_that_is_busy_too() -> None:
+    pools = (
+        PoolSpec(name="main", classes=("chat",), in_flight_max=1, spill_to=("near", "far")),
+        PoolSpec(name="near", classes=("agent",), in_flight_max=1),
+        PoolSpec(name="far"),
+    )
+    door = Door(PoolLayout(pools=pools))
+    door.comes(1, class_name="agent")
+    door.comes(2)
+    door.comes(3)
+    assert door.sent == {1: [1], 0: [2], 2: [3]}
+
+
+def test_who_waits_on_is_woken_for_when_another_has_waited_too_long() -> None:
+    door = Door(PoolLayout(pools=(PoolSpec(name="main", in_flight_max=1),), wait_max_s=Seconds(5.0)))
+    door.comes(1)
+    door.comes(2, at=1.0)
+    door.comes(3, at=2.0)
+    said = door.say(PoolTick(at=Instant(6.0)))
+    assert [type(command) for command in said] == [Refuse, PoolWakeAt]
+    assert said[-1] == PoolWakeAt(at=Instant(7.0))
+
+
+def test_a_pool_whose_helpers_are_all_busy_keeps_the_request() -> None:
+    pools = (
+        PoolSpec(name="main", in_flight_max=1, spill_to=("near",)),
+        PoolSpec(name="near", classes=("agent",), in_flight_max=1),
+    )
+    door = Door(PoolLayout(pools=pools))
+    door.comes(1, class_name="agent")
+    door.comes(2)
+    door.comes(3)
+    assert list(door.machine.waiting["main"]) == [3]

@@ -15,6 +15,7 @@ from setpoint.model import (
     Arrived,
     Cancelled,
     Capacity,
+    CapacityChanged,
     Finish,
     Reject,
     Request,
@@ -225,3 +226,23 @@ def test_whatever_the_engine_makes_of_the_plans_every_request_ends_once_and_noth
     again = machine_of(room(slots, kv_blocks), strategy)
     replayed = [(event, again.handle(event)) for event, _ in engine.journal]
     assert msgspec.json.encode(replayed) == msgspec.json.encode(engine.journal)
+
+
+def test_what_the_engine_tells_of_sequences_that_are_gone_changes_nothing() -> None:
+    machine = machine_of(room())
+    machine.handle(ask(1))
+    machine.handle(
+        StepBegun(at=Instant(0.0), step_id=1, admitted=((1, 0, 8), (9, 0, 8)), prefills=((1, 8),), preempted=(8,))
+    )
+    machine.handle(StepBegun(at=Instant(0.0), step_id=2, admitted=((1, 0, 8),)))
+    machine.handle(Cancelled(at=Instant(0.1), request_id=1))
+    assert machine.handle(StepFinished(at=Instant(0.2), step_id=1, step_seconds=(Seconds(0.2),), stopped=(1,))) == []
+    assert violations(machine) == []
+
+
+def test_a_change_of_capacity_is_believed_at_once() -> None:
+    machine = machine_of(room())
+    machine.handle(ask(1, prompt=40, output=40))
+    small = msgspec.structs.replace(room(), context_tokens_max=Tokens(32))
+    said = machine.handle(CapacityChanged(at=Instant(0.1), capacity=small))
+    assert said == [Reject(request_id=1, reason="too_long")]

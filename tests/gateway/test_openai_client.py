@@ -175,7 +175,7 @@ class Place(pydantic.BaseModel):
 
 def test_the_client_parses_an_answer_into_a_type_of_its_own(client: Client, model: str) -> None:
     answer = client.chat.completions.parse(
-        model=model, messages=HELLO, max_tokens=60, temperature=0, response_format=Place
+        model=model, messages=HELLO, max_tokens=400, temperature=0, response_format=Place
     )
     assert isinstance(answer.choices[0].message.parsed, Place)
 
