@@ -1,5 +1,7 @@
 """A scheduler to talk to: tell it what happens, read what it commands."""
 
+from collections.abc import Iterable
+
 from setpoint.core.invariants import violations
 from setpoint.core.replica import ReplicaMachine
 from setpoint.core.strategies import Option, make_strategy
@@ -32,6 +34,11 @@ SMALL = Capacity(
     step_tokens_max=Tokens(64),
     context_tokens_max=Tokens(128),
 )
+
+
+def without_steps(commands: Iterable[AnyCommand]) -> list[AnyCommand]:
+    """Return the commands that are not steps."""
+    return [c for c in commands if not isinstance(c, RunStep)]
 
 
 class Scheduler:

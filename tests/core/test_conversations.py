@@ -1,25 +1,18 @@
 """How the replica machine answers, event by event."""
 
-from collections.abc import Iterable
-
 import pytest
 from msgspec.structs import replace
 from tests.core.conftest import MakeScheduler
-from tests.core.scheduler import BATCH, CHAT, SMALL
+from tests.core.scheduler import CHAT, SMALL, without_steps
 
 from setpoint.core.filling import Draft
 from setpoint.core.ledger import Key, Sequence
 from setpoint.core.state import State, Strategy
 from setpoint.core.strategies import make_strategy
 from setpoint.core.strategies.batching import prefill_in_order
-from setpoint.core.strategies.slack import Slack
 from setpoint.errors import ConfigError
-from setpoint.model import Admit, AnyCommand, Finish, Preempt, Reject, Relegate, RunStep, Slo
+from setpoint.model import Admit, Finish, Preempt, Reject
 from setpoint.units import Blocks, Seconds, Tokens
-
-
-def without_steps(commands: Iterable[AnyCommand]) -> list[AnyCommand]:
-    return [c for c in commands if not isinstance(c, RunStep)]
 
 
 class TestTheLifeOfARequest:
@@ -149,6 +142,24 @@ class TestBatches:
         it.arrives()
         assert len(without_steps(it.arrives())) == 2
 
+    def test_a_batch_whose_prompts_have_no_room_in_one_step_is_let_in_over_several(
+        self, scheduler: MakeScheduler
+    ) -> None:
+        it = scheduler("static", batch=3, capacity=replace(SMALL, step_tokens_max=Tokens(10)))
+        for _ in range(4):
+            it.arrives(prompt=9, output=6)
+        said = without_steps([*it.step(), *it.step(), *it.step()])
+        assert [c.request_id for c in said if isinstance(c, Admit)] == [2]
+        assert 3 not in {c.request_id for c in it.runs_dry() if isinstance(c, Admit)}
+
+    def test_a_batch_that_the_kv_does_not_hold_goes_without_the_rest(self, scheduler: MakeScheduler) -> None:
+        it = scheduler("static", batch=3, capacity=replace(SMALL, kv_blocks=Blocks(9)))
+        for _ in range(3):
+            it.arrives(prompt=16, output=2)
+        assert sorted(it.machine.ledger.prefilling) == [0, 1]
+        it.step()
+        assert it.plan.prefills == ()
+
     def test_one_that_was_taken_back_does_not_wait_for_another_batch(self, scheduler: MakeScheduler) -> None:
         it = scheduler("static", batch=2, capacity=replace(SMALL, kv_blocks=Blocks(8)))
         it.arrives(prompt=8, output=20)
@@ -223,69 +234,6 @@ class TestCapacity:
         it.arrives(prompt=24)
         it.becomes(replace(SMALL, block_tokens=Tokens(8), kv_blocks=Blocks(32)))
         assert it.machine.ledger.blocks_held == 3
-
-
-class TestSlack:
-    def test_the_largest_is_given_up_for_the_others(self, scheduler: MakeScheduler) -> None:
-        it = scheduler("slack", classes=(replace(CHAT, slo=replace(CHAT.slo, ttft_s=Seconds(0.05))),))
-        it.arrives(prompt=16)
-        it.arrives(prompt=90)
-        it.arrives(prompt=16)
-        assert Relegate(request_id=1) in it.step()
-
-    def test_or_refused_at_once_where_the_class_says_so(self, scheduler: MakeScheduler) -> None:
-        strict = replace(CHAT, slo=replace(CHAT.slo, ttft_s=Seconds(0.05)), late="refuse")
-        it = scheduler("slack", classes=(strict,))
-        it.arrives(prompt=16)
-        it.arrives(prompt=90)
-        it.arrives(prompt=16)
-        refused = next(c for c in it.step() if isinstance(c, Reject))
-        assert (refused.request_id, refused.reason) == (1, "late")
-
-    def test_a_step_says_whose_slack_bound_it(self, scheduler: MakeScheduler) -> None:
-        it = scheduler("slack", capacity=replace(SMALL, step_tokens_max=Tokens(1000)))
-        it.arrives(tpot_s=0.02)
-        it.step()
-        it.arrives(prompt=120, ttft_s=10.0)
-        it.step()
-        assert (it.plan.bound_by.kind, it.plan.bound_by.request_id) == ("slack", 0)
-
-    def test_a_step_smaller_than_the_least_chunk_still_goes_on(self, scheduler: MakeScheduler) -> None:
-        it = scheduler("slack", capacity=replace(SMALL, step_tokens_max=Tokens(5)))
-        it.arrives(prompt=24)
-        assert it.plan.prefills == ((0, 5),)
-
-    def test_batch_work_that_fits_beside_no_reserve_has_the_idle_machine(self, scheduler: MakeScheduler) -> None:
-        it = scheduler("slack", capacity=replace(SMALL, kv_blocks=Blocks(10)))
-        it.arrives("chat", output=1)
-        it.step()
-        assert without_steps(it.arrives("batch", prompt=36)) == [Admit(request_id=1, slot=0)]
-
-    def test_batch_work_whose_window_draws_near_is_protected_and_stands_in_the_step_once(
-        self, scheduler: MakeScheduler
-    ) -> None:
-        urgent = replace(BATCH, slo=replace(BATCH.slo, e2e_s=Seconds(0.05)))
-        it = scheduler("slack", classes=(CHAT, urgent))
-        it.arrives("chat")
-        it.arrives("batch", prompt=12)
-        it.step()
-        assert it.plan.prefills == ((1, 12),)
-
-    def test_batch_work_without_a_window_is_never_urgent(self, scheduler: MakeScheduler) -> None:
-        it = scheduler("slack", classes=(CHAT, replace(BATCH, slo=Slo())))
-        assert without_steps(it.arrives("batch")) == [Admit(request_id=0, slot=0)]
-        assert it.passes(1e6) == []
-        assert it.runs_dry() == [Finish(request_id=0, reason="length")]
-
-    def test_a_miss_beside_batch_work_makes_it_more_careful(self, scheduler: MakeScheduler) -> None:
-        it = scheduler("slack")
-        strategy = it.machine.strategy
-        assert isinstance(strategy, Slack)
-        it.arrives("batch", output=60)
-        it.arrives("chat", ttft_s=0.001)
-        before = strategy.setpoints.report()["chat"]["boldness"]
-        it.runs_dry()
-        assert strategy.setpoints.report()["chat"]["boldness"] < before
 
 
 class LastCome(Strategy):

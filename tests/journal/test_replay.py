@@ -13,6 +13,7 @@ from setpoint.core.strategies import STRATEGIES, make_strategy
 from setpoint.engines.journal import JournalFile
 from setpoint.errors import ConfigError, JournalError
 from setpoint.journal import Header, ReplayReport, encode_entry, encode_header, replay
+from setpoint.journal.format import LINE_BYTES_MAX
 from setpoint.model import PRESETS, Capacity, Request, Tick
 from setpoint.seeds import stream
 from setpoint.sim.replica import Arrival, ReplicaSimulator
@@ -158,7 +159,7 @@ class TestOnFile:
     def write(self, path: Path, *, size_max: int = 10**9) -> None:
         machine = ReplicaMachine(make_strategy("slack", chunk_min=8), PRESETS, CAPACITY, LearnedStepTime(believed()))
         with closing(JournalFile(path, header(), size_max=size_max)) as sink:
-            for at in range(3):
+            for at in (0.0, 0.5, 2.0):
                 event = Tick(at=Instant(at))
                 sink(event, machine.handle(event))
 
@@ -190,6 +191,19 @@ class TestOnFile:
     ) -> None:
         assert self.run(str(tmp_path / "none.jsonl")) == 2
         assert "hint: name a file that exists" in capsys.readouterr().err
+
+    def test_a_file_that_was_cut_off_says_so(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        path = tmp_path / "journal.jsonl"
+        self.write(path)
+        path.write_bytes(path.read_bytes()[:-2])
+        assert self.run(str(path)) == 0
+        assert "the last line was cut off" in capsys.readouterr().out
+
+    def test_a_file_without_lines_is_refused(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        path = tmp_path / "zeros"
+        path.write_bytes(bytes(LINE_BYTES_MAX + 1))
+        assert self.run(str(path)) == 2
+        assert "a line is longer than any" in capsys.readouterr().err
 
     def test_at_its_limit_a_journal_ends_and_replays_up_to_there(self, tmp_path: Path) -> None:
         path = tmp_path / "journal.jsonl"

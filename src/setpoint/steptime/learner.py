@@ -2,8 +2,9 @@
 
 Each observation is added to the normal equations, which are first multiplied by the forgetting factor; the profile's
 own equations stay in at a small constant weight, so that what the present load never exercises (no prefill for an
-hour, say) is not forgotten. Every few steps the weights are moved by a few exact coordinate steps. The ratios of
-measured to predicted seconds of the last steps give the tail and the error that are reported.
+hour, say) is not forgotten; they are scaled by the drift of the machine as a whole. Every few steps the weights are
+moved by a few exact coordinate steps. The ratios of measured to predicted seconds of the last steps give the tail and
+the error that are reported.
 """
 
 from bisect import bisect_left, insort
@@ -71,6 +72,7 @@ class LearnedStepTime(FixedStepTime):
         """Start from `model`, fitted or assumed."""
         super().__init__(model)
         anchor = _ANCHOR_ROWS / max(model.samples, _ANCHOR_ROWS)
+        self._drift = 1.0
         self._anchor_gram = [[anchor * x for x in line] for line in model.gram]
         self._anchor_moment = [anchor * x for x in model.moment]
         self._gram = [[0.0] * FEATURES for _ in range(FEATURES)]
@@ -92,6 +94,8 @@ class LearnedStepTime(FixedStepTime):
             return
         self.observed += 1
         forgetting = self._forgetting
+        profiled = max(self.model.predict(shape), 1e-9)
+        self._drift += (1.0 - forgetting) * (seconds / profiled - self._drift)
         for line in self._gram:
             for j in range(FEATURES):
                 line[j] *= forgetting
@@ -125,11 +129,13 @@ class LearnedStepTime(FixedStepTime):
             self.tail_ratio = max(1.0, self._sorted[int(0.95 * (len(self._sorted) - 1))])
 
     def _refit(self) -> None:
+        # the rows of the profile are features / seconds: a machine that is slower throughout has smaller ones
+        scale = 1.0 / self._drift
         gram = [
-            [a + b for a, b in zip(fresh, anchor, strict=True)]
+            [a + scale * scale * b for a, b in zip(fresh, anchor, strict=True)]
             for fresh, anchor in zip(self._gram, self._anchor_gram, strict=True)
         ]
-        moment = [a + b for a, b in zip(self._moment, self._anchor_moment, strict=True)]
+        moment = [a + scale * b for a, b in zip(self._moment, self._anchor_moment, strict=True)]
         self._weights = tuple(solve(gram, moment, self._weights, _SWEEPS))
 
 

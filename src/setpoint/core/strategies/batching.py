@@ -6,6 +6,7 @@ prefill of Sarathi-Serve, OSDI 2024; vLLM's default). `priority`, `edf` and `srp
 """
 
 from collections.abc import Callable, Iterable
+from itertools import islice
 
 from setpoint.core.filling import Draft
 from setpoint.core.ledger import Key, Sequence
@@ -81,6 +82,8 @@ class Static(Strategy):
         self.name = name
         self._batch = batch
         self._wait_s = wait_s
+        self._coming = 0
+        """How many of the batch that runs are yet to be let in: those whose prompts had no room in a step so far."""
 
     def key(self, sequence: Sequence, state: State) -> Key:
         """First come, first served."""
@@ -90,12 +93,18 @@ class Static(Strategy):
         """Run the batch; when it has ended and the next is complete, begin that."""
         ledger = state.ledger
         decode_or_preempt(draft, ledger.decoding.values(), first_come)
-        if not prefill_in_order(draft, draft.prefilling()) or ledger.running:
+        is_complete = len(ledger.waiting) >= min(self._batch, ledger.capacity.slots)
+        if not ledger.running:
+            self._coming = min(self._batch, len(ledger.waiting)) if is_complete or self._is_due(state) else 0
+        if not prefill_in_order(draft, draft.prefilling()) or draft.preempted:
             return
-        if len(ledger.waiting) >= min(self._batch, ledger.capacity.slots) or self._is_due(state):
-            for count, sequence in enumerate(ledger.waiting_from()):
-                if count == self._batch or not prefill_in_order(draft, (sequence,)):
-                    return
+        for sequence in islice(ledger.waiting_from(), self._coming):
+            is_whole = prefill_in_order(draft, (sequence,))
+            self._coming -= sequence in draft.chunks
+            if not is_whole:
+                if draft.binding.kind != "tokens":
+                    self._coming = 0
+                return
 
     def horizon(self, draft: Draft, state: State) -> Horizon:
         """Return for how many steps the batch only decodes."""

@@ -1,0 +1,90 @@
+"""How the machine answers under `slack`."""
+
+from msgspec.structs import replace
+from tests.core.conftest import MakeScheduler
+from tests.core.scheduler import BATCH, CHAT, SMALL, without_steps
+
+from setpoint.core.strategies.slack import Slack
+from setpoint.model import Admit, Finish, Reject, Relegate, Slo
+from setpoint.units import Blocks, Seconds, Tokens
+
+
+def test_the_largest_is_given_up_for_the_others(scheduler: MakeScheduler) -> None:
+    it = scheduler("slack", classes=(replace(CHAT, slo=replace(CHAT.slo, ttft_s=Seconds(0.05))),))
+    it.arrives(prompt=16)
+    it.arrives(prompt=90)
+    it.arrives(prompt=16)
+    assert Relegate(request_id=1) in it.step()
+
+
+def test_or_refused_at_once_where_the_class_says_so(scheduler: MakeScheduler) -> None:
+    strict = replace(CHAT, slo=replace(CHAT.slo, ttft_s=Seconds(0.05)), late="refuse")
+    it = scheduler("slack", classes=(strict,))
+    it.arrives(prompt=16)
+    it.arrives(prompt=90)
+    it.arrives(prompt=16)
+    refused = next(c for c in it.step() if isinstance(c, Reject))
+    assert (refused.request_id, refused.reason) == (1, "late")
+
+
+def test_a_step_says_whose_slack_bound_it(scheduler: MakeScheduler) -> None:
+    it = scheduler("slack", capacity=replace(SMALL, step_tokens_max=Tokens(1000)))
+    it.arrives(tpot_s=0.02)
+    it.step()
+    it.arrives(prompt=120, ttft_s=10.0)
+    it.step()
+    assert (it.plan.bound_by.kind, it.plan.bound_by.request_id) == ("slack", 0)
+
+
+def test_a_step_smaller_than_the_least_chunk_still_goes_on(scheduler: MakeScheduler) -> None:
+    it = scheduler("slack", capacity=replace(SMALL, step_tokens_max=Tokens(5)))
+    it.arrives(prompt=24)
+    assert it.plan.prefills == ((0, 5),)
+
+
+def test_batch_work_that_fits_beside_no_reserve_has_the_idle_machine(scheduler: MakeScheduler) -> None:
+    it = scheduler("slack", capacity=replace(SMALL, kv_blocks=Blocks(10)))
+    it.arrives("chat", output=1)
+    it.step()
+    assert without_steps(it.arrives("batch", prompt=36)) == [Admit(request_id=1, slot=0)]
+
+
+def test_batch_work_whose_window_draws_near_is_protected_and_stands_in_the_step_once(
+    scheduler: MakeScheduler,
+) -> None:
+    urgent = replace(BATCH, slo=replace(BATCH.slo, e2e_s=Seconds(0.05)))
+    it = scheduler("slack", classes=(CHAT, urgent))
+    it.arrives("chat")
+    it.arrives("batch", prompt=12)
+    it.step()
+    assert it.plan.prefills == ((1, 12),)
+
+
+def test_batch_work_without_a_window_is_never_urgent(scheduler: MakeScheduler) -> None:
+    it = scheduler("slack", classes=(CHAT, replace(BATCH, slo=Slo())))
+    assert without_steps(it.arrives("batch")) == [Admit(request_id=0, slot=0)]
+    assert it.passes(1e6) == []
+    assert it.runs_dry() == [Finish(request_id=0, reason="length")]
+
+
+def test_a_miss_beside_batch_work_makes_it_more_careful(scheduler: MakeScheduler) -> None:
+    it = scheduler("slack")
+    strategy = it.machine.strategy
+    assert isinstance(strategy, Slack)
+    it.arrives("batch", output=60)
+    it.arrives("chat", ttft_s=0.001)
+    before = strategy.setpoints.report()["chat"]["boldness"]
+    it.runs_dry()
+    assert strategy.setpoints.report()["chat"]["boldness"] < before
+
+
+def test_batch_work_that_expires_makes_nobody_more_careful(scheduler: MakeScheduler) -> None:
+    brief = replace(BATCH, slo=replace(BATCH.slo, e2e_s=Seconds(1.0)))
+    it = scheduler("slack", classes=(CHAT, brief), capacity=replace(SMALL, slots=1))
+    it.arrives("chat", output=9)
+    it.arrives("batch")
+    it.now += 2.0
+    assert any(isinstance(c, Reject) and c.reason == "expired" for c in it.step())
+    strategy = it.machine.strategy
+    assert isinstance(strategy, Slack)
+    assert strategy.setpoints.report()["chat"]["boldness"] == 0.25
