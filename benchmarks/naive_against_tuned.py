@@ -19,7 +19,7 @@ from setpoint.metrics import rank_quantile
 from setpoint.model import PRESETS
 
 RATES = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 7.0, 8.0, 10.0, 12.0)
-QUICK_RATES = (0.5, 1.0, 2.0, 4.0)
+QUICK_RATES = (1.0, 2.0, 4.0, 6.0, 8.0)
 PROMISED, GIVEN_UP = 0.95, 0.85
 SLO = PRESETS["standard"].slo
 
