@@ -45,16 +45,17 @@ class Station:
 
     def go(self, delay_s: float) -> bytes:
         """Carry the share out, beginning `delay_s` from now; return a `Harvest` as JSON."""
-        return asyncio.run(self._go(delay_s))
+        return asyncio.run(_work(self._spec, delay_s))
 
-    async def _go(self, delay_s: float) -> bytes:
-        spec = self._spec
-        records: list[RequestRecord] = []
-        start_at = time.monotonic() + delay_s
-        client = LoadClient(spec.target, spec.plan, spec.options, spec.lexicon, records.append)
-        await client.run(start_at)
-        harvest = Harvest([relative(record, start_at) for record in records], client.samples)
-        return msgspec.json.encode(harvest)
+
+async def _work(spec: WorkerSpec, delay_s: float) -> bytes:
+    """Carry out a share; no method of the actor, which Ray would make asynchronous for it."""
+    records: list[RequestRecord] = []
+    start_at = time.monotonic() + delay_s
+    client = LoadClient(spec.target, spec.plan, spec.options, spec.lexicon, records.append)
+    await client.run(start_at)
+    harvest = Harvest([relative(record, start_at) for record in records], client.samples)
+    return msgspec.json.encode(harvest)
 
 
 def measure_on_ray(
@@ -76,7 +77,10 @@ def measure_on_ray(
         raise ConfigError("--ray needs Ray", hint="pip install ray, on every machine of the cluster") from None
     options = options or RunOptions()
     if not ray.is_initialized():
-        ray.init(logging_level="ERROR", include_dashboard=False)
+        try:
+            ray.init(logging_level="ERROR", include_dashboard=False)
+        except Exception as error:  # noqa: BLE001 - Ray raises a bare Exception when it cannot start
+            raise ConfigError(f"Ray did not start: {error}", hint="is the cluster up (ray status)?") from None
     free = ray.available_resources().get("CPU", 0.0)
     if free < workers:
         raise ConfigError(f"the Ray cluster has {free:g} free CPUs for {workers} workers", hint="lower --workers")
