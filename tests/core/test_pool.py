@@ -310,3 +310,11 @@ def test_a_pool_whose_helpers_are_all_busy_keeps_the_request() -> None:
     door.comes(2)
     door.comes(3)
     assert list(door.machine.waiting["main"]) == [3]
+
+
+def test_a_client_that_leaves_the_queue_disturbs_no_replica() -> None:
+    door = Door(PoolLayout(pools=(PoolSpec(name="main", in_flight_max=1),)))
+    door.comes(1)
+    door.comes(2)
+    assert door.say(ClientLeft(at=Instant(0.0), request_id=2)) == []
+    assert door.ends(1) == []

@@ -5,9 +5,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from setpoint.core.filling import Draft
 from setpoint.core.invariants import running, violations
+from setpoint.core.state import State
 from setpoint.core.steered import SteeredMachine
 from setpoint.core.strategies import make_strategy
+from setpoint.core.strategies.batching import Continuous
 from setpoint.model import (
     PRESETS,
     AnyCommand,
@@ -17,6 +20,7 @@ from setpoint.model import (
     Capacity,
     CapacityChanged,
     Finish,
+    Preempt,
     Reject,
     Request,
     RunStep,
@@ -246,3 +250,26 @@ def test_a_change_of_capacity_is_believed_at_once() -> None:
     small = msgspec.structs.replace(room(), context_tokens_max=Tokens(32))
     said = machine.handle(CapacityChanged(at=Instant(0.1), capacity=small))
     assert said == [Reject(request_id=1, reason="too_long")]
+
+
+class TakesBackFirst(Continuous):
+    """Takes everything back at its first plan that finds a decode, and puts nothing in its place."""
+
+    has_taken = False
+
+    def plan(self, draft: Draft, state: State) -> None:
+        if state.ledger.decoding and not self.has_taken:
+            self.has_taken = True
+            draft.preempt(next(iter(state.ledger.decoding.values())))
+        else:
+            super().plan(draft, state)
+
+
+def test_what_was_freed_by_taking_back_alone_is_planned_for_at_once() -> None:
+    machine = SteeredMachine(TakesBackFirst(), PRESETS, room(), LearnedStepTime(MODEL))
+    machine.handle(ask(1))
+    machine.handle(StepBegun(at=Instant(0.0), step_id=1, admitted=((1, 0, 8),), prefills=((1, 8),)))
+    machine.handle(StepFinished(at=Instant(0.1), step_id=1, step_seconds=(Seconds(0.1),)))
+    said = machine.handle(StepAsked(at=Instant(0.1)))
+    assert Preempt(request_id=1) in said
+    assert plan_of(said).prefills == ((1, 9),)
