@@ -186,9 +186,10 @@ class Slack(Strategy):
         draft.relegated += [(s, False) for s in kept if s.is_late]
         late = sorted(given_up, key=lambda s: (s.remaining_tokens, s.id))
         in_time = [*kept, *self._harvester.urgent(draft, state, urgency)]
-        if self._fill(draft, in_time, limits, urgency):
+        if self._fill(draft, in_time, limits, urgency) and self._fill(draft, late, limits, None):
+            # these may be a long queue, and none of them runs: one at a time, until one has no room
             waiting_late = takewhile(lambda s: s.key[0] == LATE, ledger.waiting_from((LATE,)))
-            self._fill(draft, [*late, *waiting_late], limits, None)
+            all(self._fill(draft, (s,), limits, None) and s in draft.chunks for s in waiting_late)
         return triage.spare_s
 
     def _give_up(self, fallen: list[Sequence], draft: Draft, state: State) -> list[Sequence]:
