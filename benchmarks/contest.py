@@ -13,7 +13,7 @@ from functools import partial
 from itertools import cycle, islice, pairwise
 
 import msgspec
-from embedded import Bench, Options, Run, arrivals_of
+from embedded import Bench, Options, Run, arrivals_of, with_slots
 from reporting import say
 
 from setpoint import seeds
@@ -184,9 +184,8 @@ def simulated(
 ) -> Rung:
     """Run one rung in the simulator, on the fitted step times."""
     world = FixedStepTime(model)
-    machine = ReplicaMachine(
-        make_strategy(contender.strategy, **contender.options), experiment.classes, capacity, world
-    )
+    strategy = make_strategy(contender.strategy, **contender.options)
+    machine = ReplicaMachine(strategy, experiment.classes, with_slots(capacity, contender.slots), world)
     arrivals = [*_backlog(experiment, world, seconds), *experiment.chat(rate, seconds)]
     records = list(ReplicaSimulator(machine, world).run(arrivals, seconds))
     batch = sum(

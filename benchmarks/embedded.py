@@ -30,6 +30,7 @@ from setpoint.model import (
     AnyCommand,
     AnyEvent,
     Arrived,
+    Capacity,
     Finish,
     Preempt,
     Reject,
@@ -130,7 +131,7 @@ class Bench:
         """
         assert self.step_time is not None, "profile first"
         step_time = LearnedStepTime(self.step_time)
-        capacity = msgspec.structs.replace(self.executor.capacity, slots=slots or self.executor.capacity.slots)
+        capacity = with_slots(self.executor.capacity, slots)
         machine = ReplicaMachine(make_strategy(strategy, **options), classes, capacity, step_time)
         loop = _Loop(self, machine, arrivals, backlog)
         run = loop.run(until_s)
@@ -144,6 +145,11 @@ class Bench:
             request = msgspec.structs.replace(arrival.request, arrived_at=Instant(0.0))
             records += self.run("continuous", {}, classes, [Arrival(request, arrival.output_tokens)]).records
         return records
+
+
+def with_slots(capacity: Capacity, slots: int | None) -> Capacity:
+    """Return `capacity` with its slots limited to `slots`, or as it is."""
+    return capacity if slots is None else msgspec.structs.replace(capacity, slots=min(slots, capacity.slots))
 
 
 class _Loop:
