@@ -68,16 +68,21 @@ class ReplicaMachine:
         out = self._out = []
         if isinstance(event, StepFinished):
             self._step_finished(event)
-        elif isinstance(event, Arrived):
+        else:
+            self._take_in(event)
+        self._expire()
+        if self.step_in_flight is None:
+            self._plan()
+        return out
+
+    def _take_in(self, event: AnyEvent) -> None:
+        """Take in what concerns requests and capacity; the events of steps are for each machine itself."""
+        if isinstance(event, Arrived):
             self._arrived(event.request)
         elif isinstance(event, Cancelled):
             self._cancelled(event.request_id)
         elif isinstance(event, CapacityChanged):
             self._capacity_changed(event.capacity)
-        self._expire()
-        if self.step_in_flight is None:
-            self._plan()
-        return out
 
     def _arrived(self, request: Request) -> None:
         assert request.id not in self.ledger.sequences, "a request arrives once"

@@ -24,10 +24,7 @@ from setpoint.core.state import Strategy
 from setpoint.model import (
     AnyCommand,
     AnyEvent,
-    Arrived,
-    Cancelled,
     Capacity,
-    CapacityChanged,
     RunStep,
     ServiceClass,
     StepAsked,
@@ -73,12 +70,8 @@ class SteeredMachine(ReplicaMachine):
             self._finished(event)
         elif isinstance(event, StepBegun):
             self._begun(event)
-        elif isinstance(event, Arrived):
-            self._arrived(event.request)
-        elif isinstance(event, Cancelled):
-            self._cancelled(event.request_id)
-        elif isinstance(event, CapacityChanged):
-            self._capacity_changed(event.capacity)
+        else:
+            self._take_in(event)
         self._expire()
         if isinstance(event, StepAsked):
             self._asked(event)

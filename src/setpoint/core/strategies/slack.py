@@ -15,6 +15,7 @@ batch work only, when a protected request stands blocked, at most once per prote
 cheapest to recompute per block; twice preempted is protected until it ends.
 """
 
+from bisect import bisect_right
 from collections.abc import Iterable
 from itertools import takewhile
 from typing import NamedTuple
@@ -122,7 +123,8 @@ class Slack(Strategy):
         instants = [t for t in (base.until_at, self.setpoints.quiet_at(state.now)) if t is not None]
         if head is not None:
             instants.append(Urgency.of(state, base.steps).begins_at(head))
-        steps = self._steps_within(draft, cap_s, base.steps)
+        # the first step was planned within the limit; each later one reads a longer context
+        steps = 1 + bisect_right(range(1, base.steps), cap_s, key=draft.decode_seconds)
         return Horizon(steps, pace_s=min(paces, default=None), until_at=Instant(min(instants)) if instants else None)
 
     def _decode(self, draft: Draft, protected: list[Sequence], harvest: list[Sequence]) -> None:
@@ -189,7 +191,9 @@ class Slack(Strategy):
         if self._fill(draft, in_time, limits, urgency) and self._fill(draft, late, limits, None):
             # these may be a long queue, and none of them runs: one at a time, until one has no room
             waiting_late = takewhile(lambda s: s.key[0] == LATE, ledger.waiting_from((LATE,)))
-            all(self._fill(draft, (s,), limits, None) and s in draft.chunks for s in waiting_late)
+            for sequence in waiting_late:
+                if not self._fill(draft, (sequence,), limits, None) or sequence not in draft.chunks:
+                    break
         return triage.spare_s
 
     def _give_up(self, fallen: list[Sequence], draft: Draft, state: State) -> list[Sequence]:
@@ -220,14 +224,3 @@ class Slack(Strategy):
             if blocker not in {"slots", "kv"}:
                 return False
         return True
-
-    def _steps_within(self, draft: Draft, cap_s: float, steps: int) -> int:
-        """Return how many steps of all these decodes, each with a longer context, stay within `cap_s`."""
-        low, high = 0, steps
-        while high - low > 1:
-            middle = (low + high) // 2
-            if draft.decode_seconds(middle) <= cap_s:
-                low = middle
-            else:
-                high = middle
-        return low + 1
