@@ -15,6 +15,7 @@ from rich.console import Console
 
 from setpoint.cli.bench_options import (
     WorkloadOptions,
+    one_of,
     read_class,
     read_headers,
     read_json_object,
@@ -120,7 +121,7 @@ def bench(  # noqa: PLR0913 - the options of a command
         turns=turns,
         think_s=think,
         trace=trace,
-        trace_form=cast("Form | None", _one_of(trace_form, Form, "--trace-form")),
+        trace_form=cast("Form | None", one_of(trace_form, Form, "--trace-form")),
         prompt_max=prompt_max,
         output_max=output_max,
         length_scale=length_scale,
@@ -130,9 +131,9 @@ def bench(  # noqa: PLR0913 - the options of a command
         read_rate(rate)
     target = EndpointTarget(
         url=url,
-        api=cast("Api", _one_of(api, Api, "--api")),
+        api=cast("Api", one_of(api, Api, "--api")),
         model=model,
-        engine=cast("EngineKind", _one_of(engine, EngineKind, "--engine")),
+        engine=cast("EngineKind", one_of(engine, EngineKind, "--engine")),
         api_key=api_key,
         is_streaming=not no_stream,
         is_length_forced=not natural_length,
@@ -169,10 +170,3 @@ def _way(*, rate: str | None, concurrency: int | None, is_search: bool, is_sweep
     if not chosen and rate is None and concurrency is None:
         raise ConfigError("there is no load to offer", hint="give --rate, --concurrency, --sweep or --find-max-rate")
     return cast("Way", chosen[0] if chosen else "run")
-
-
-def _one_of(value: str | None, kind: object, option: str) -> str | None:
-    allowed = getattr(kind, "__args__", ())
-    if value is not None and value not in allowed:
-        raise ConfigError(f"{option} {value!r} is unknown", hint="one of " + ", ".join(allowed))
-    return value

@@ -51,6 +51,14 @@ class WorkloadOptions(msgspec.Struct, frozen=True, kw_only=True):
     length_scale: float = 1.0
 
 
+def one_of(value: str | None, kind: object, option: str) -> str | None:
+    """Return `value` if it is one of the names of the literal `kind`; raises ConfigError for any other."""
+    allowed = getattr(kind, "__args__", ())
+    if value is not None and value not in allowed:
+        raise ConfigError(f"{option} {value!r} is unknown", hint="one of " + ", ".join(allowed))
+    return value
+
+
 def read_source(options: WorkloadOptions, objectives: Iterable[Objective]) -> tuple[Source, str]:
     """Return what makes the plans, and the words that describe it."""
     name = default_class(objectives)

@@ -10,7 +10,7 @@ import msgspec
 import typer
 from rich.console import Console
 
-from setpoint.cli.bench_options import WorkloadOptions
+from setpoint.cli.bench_options import WorkloadOptions, one_of
 from setpoint.cli.bench_output import write_outputs
 from setpoint.cli.bench_show import show_report
 from setpoint.cli.simulate_options import (
@@ -154,7 +154,7 @@ def simulate(  # noqa: PLR0913 - the options of a command
         turns=turns,
         think_s=think,
         trace=trace,
-        trace_form=_form(trace_form),
+        trace_form=cast("Form | None", one_of(trace_form, Form, "--trace-form")),
         prompt_max=prompt_max,
         output_max=output_max,
         length_scale=length_scale,
@@ -193,13 +193,6 @@ def simulate(  # noqa: PLR0913 - the options of a command
         typer.get_binary_stream("stdout").write(msgspec.json.encode(report) + b"\n")
     if objectives and not report.is_met:
         raise typer.Exit(EXIT_MISSED)
-
-
-def _form(text: str | None) -> Form | None:
-    allowed = Form.__args__  # type: ignore[attr-defined]  # the names of the literal
-    if text is not None and text not in allowed:
-        raise ConfigError(f"--trace-form {text!r} is unknown", hint=f"one of {', '.join(allowed)}")
-    return cast("Form | None", text)
 
 
 def _cache_ratio(share: float | None, *, has_prefixes: bool) -> float:
