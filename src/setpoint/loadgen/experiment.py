@@ -142,7 +142,6 @@ class StopRule:
     def __init__(self, objectives: Sequence[Objective], warmup_s: float, window_s: float) -> None:
         self._objectives, self._warmup_s, self._window_s = objectives, warmup_s, window_s
         self._records: list[RequestRecord] = []
-        self._start_at: float | None = None
         self._looked_s = 0.0
 
     def __call__(self, snapshot: Snapshot) -> str | None:

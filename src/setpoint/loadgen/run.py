@@ -1,6 +1,6 @@
 """One run: what was asked, what came back, and whether the client can be believed."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import msgspec
 
@@ -65,16 +65,6 @@ class Run(msgspec.Struct, kw_only=True):
         answered = [r for r in ordered if r.ttft_s is not None and r.scheduled_at < end]
         warmup = mser5([record.ttft_s for record in answered if record.ttft_s is not None])
         return answered[warmup.dropped].scheduled_at if warmup.is_settled and warmup.dropped else None
-
-
-def pooled(runs: Sequence[Run]) -> list[RequestRecord]:
-    """Return the records of several runs one after another: quantiles are of the pool, never means of quantiles."""
-    records: list[RequestRecord] = []
-    for run in runs:
-        window = run.window()
-        if window is not None:
-            records += [one for one in run.records if window[0] <= one.scheduled_at < window[1]]
-    return records
 
 
 def without_secrets(target: EndpointTarget) -> EndpointTarget:

@@ -22,7 +22,6 @@ GROUP = 5
 GROUPS_MIN = 4
 SLICES = 20
 KEEPING_UP_RATIO = 0.95
-LITTLE_ERROR_MAX = 0.05
 
 
 class Warmup(msgspec.Struct, frozen=True, kw_only=True):

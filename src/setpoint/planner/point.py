@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from setpoint.model import Capacity, ServiceClass
+from setpoint.model import ServiceClass
 from setpoint.planner.trial import Trial
 from setpoint.settings import EngineSettings, ServerSettings, Settings, StrategySettings
 
@@ -73,11 +73,6 @@ def bill(trial: Trial, price_per_hour: float) -> Bill:
         per_million_tokens=_per(price_per_hour, total, MILLION),
         per_thousand_requests=_per(price_per_hour, requests, 1000.0),
     )
-
-
-def kv_tokens_wanted(capacity: Capacity) -> int:
-    """Return the tokens that the KV cache of `capacity` holds."""
-    return capacity.kv_blocks * capacity.block_tokens
 
 
 def _per(price: float, amount: float, unit: float) -> float | None:

@@ -26,7 +26,6 @@ from setpoint.workload import PlannedRequest
 
 BACKLOG_REQUESTS = 2000
 BACKLOG_BUDGETS = (1024, 4096)
-IN_FLIGHT_MAX = 200_000
 
 
 class Scenario(msgspec.Struct, frozen=True, kw_only=True):
