@@ -26,7 +26,7 @@ from setpoint.model.events import (
 from setpoint.model.plan import Binding, Bound, Horizon, StepPlan
 from setpoint.model.request import Request
 from setpoint.model.service import PRESETS, JudgedBy, ServiceClass, Slo, decode_deadline
-from setpoint.model.shape import StepShape, StepTime, chunk_work
+from setpoint.model.shape import LinearStepTime, StepShape, StepTime, chunk_work
 
 __all__ = [
     "PRESETS",
@@ -43,6 +43,7 @@ __all__ = [
     "FinishReason",
     "Horizon",
     "JudgedBy",
+    "LinearStepTime",
     "Preempt",
     "Reject",
     "RejectReason",

@@ -3,7 +3,7 @@
 A shape is the handful of sums on which the time of a forward pass depends; `setpoint.steptime` holds the models.
 """
 
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from setpoint.units import Seconds
 
@@ -55,4 +55,16 @@ class StepTime(Protocol):
 
     def observe(self, shape: StepShape, seconds: Seconds) -> None:
         """Learn from a step that was run."""
+        ...
+
+
+@runtime_checkable
+class LinearStepTime(StepTime, Protocol):
+    """A step time that knows where pure decoding costs a straight line over the context."""
+
+    def decode_line(self, decodes: int, context_tokens: int) -> tuple[float, float] | None:
+        """Return (base, slope): `seconds(decodes, c)` is `base + c * slope`, to the last bit, from `context_tokens` on.
+
+        `None` where it is not.
+        """
         ...

@@ -30,31 +30,18 @@ from setpoint.model.pool import (
     RequestEnded,
     Withdraw,
 )
-from setpoint.sim.fleet import BLOCK_TOKENS, ClusterSettings, Fault, Fleet, MakeReplica
-from setpoint.sim.stepping import NEVER, Arrival, SimulatedReplica, new_record
+from setpoint.sim.fleet import ClusterSettings, Fault, Fleet, MakeReplica
+from setpoint.sim.opened import Open
+from setpoint.sim.passes import NEVER
+from setpoint.sim.prefix import BLOCK_TOKENS, session_blocks
+from setpoint.sim.stepping import Arrival, SimulatedReplica
 from setpoint.units import Instant, Seconds, Tokens
 from setpoint.workload import PlannedRequest
 
 _REPLICA, _FAULT, _DELIVERY, _ARRIVAL, _POOL = range(5)
-_SESSION_BLOCKS = 1_000_000
-_SESSIONS_FROM, _PREFIXES_FROM = 10**13, 2 * 10**13
 _ERRORS: dict[str, ErrorKind] = {"lost": "cut", "expired": "expired"}
 
 PoolJournal = Callable[[PoolEvent, list[PoolCommand]], None]
-
-
-class _Open:
-    """A request that has come and not ended."""
-
-    __slots__ = ("block_tokens", "output_tokens", "planned", "prefix", "record", "request", "stage")
-
-    def __init__(self, planned: PlannedRequest, request: Request) -> None:
-        self.planned = planned
-        self.request = request
-        self.output_tokens = planned.output_tokens
-        self.record = new_record(request, planned.at_s)
-        self.prefix, self.block_tokens = prefix_of(planned)
-        self.stage = "whole"
 
 
 class ClusterSimulator:
@@ -77,7 +64,7 @@ class ClusterSimulator:
         self._delay_s = settings.faults.network.delay_ms / 1000.0
         self._heap: list[tuple[float, int, int, object]] = []
         self._order = count()
-        self._open: dict[int, _Open] = {}
+        self._open: dict[int, Open] = {}
         self._done: list[RequestRecord] = []
         self._followers: dict[int, list[PlannedRequest]] = {}
         self._upcoming: PlannedRequest | None = None
@@ -111,6 +98,8 @@ class ClusterSimulator:
             if self._done:
                 yield from self._done
                 self._done.clear()
+        for replica in self.fleet.everyone():
+            replica.lives.records()
         yield from (one.record for one in self._open.values())
 
     def _happen(self, kind: int, what: object, source: Iterator[PlannedRequest]) -> None:
@@ -155,10 +144,10 @@ class ClusterSimulator:
             prompt_tokens=Tokens(planned.prompt_tokens),
             output_tokens_max=Tokens(planned.output_tokens),
         )
-        one = self._open[request.id] = _Open(msgspec.structs.replace(planned, at_s=self.now), request)
+        one = self._open[request.id] = Open(msgspec.structs.replace(planned, at_s=self.now), request)
         self._tell(RequestCame(at=Instant(self.now), request=request, prefix=one.prefix, block_tokens=one.block_tokens))
 
-    def _close(self, one: _Open) -> None:
+    def _close(self, one: Open) -> None:
         """Hand the record out, and let the next turn of a conversation come."""
         record = one.record
         del self._open[record.id]
@@ -227,22 +216,11 @@ class ClusterSimulator:
         replica.arrive(Arrival(request, output), one.record, self.now, self._arrival_at)
         self._settle(replica)
 
-    def _as_sent(self, one: _Open, command: Dispatch) -> tuple[Request, int]:
+    def _as_sent(self, one: Open, command: Dispatch) -> tuple[Request, int]:
         """Return the request as the replica sees it, and at how many tokens in all it ends there."""
         request = one.request
         if command.stage == "decode":
-            slo = request.slo(self.pool.classes[request.class_name])
-            return (
-                msgspec.structs.replace(
-                    request,
-                    arrived_at=Instant(self.now),
-                    prompt_tokens=Tokens(request.prompt_tokens + 1),
-                    output_tokens_max=Tokens(request.output_tokens_max - 1),
-                    received_tokens=Tokens(request.prompt_tokens),
-                    ttft_s=None if slo.ttft_s is None else Seconds(4.0 * (slo.tpot_s or slo.ttft_s)),
-                ),
-                one.output_tokens,
-            )
+            return one.handed_over(self.now, self.pool.classes[request.class_name]), one.output_tokens
         cache = self.fleet.caches.get(command.replica)
         if cache is not None:
             cached = cache.pin(request.id, one.prefix, one.block_tokens, request.prompt_tokens)
@@ -283,7 +261,7 @@ class ClusterSimulator:
         if cache is not None:
             cache.release(record.id)
             if one.planned.session is not None and record.error is None:
-                cache.insert(_session_blocks(one.planned, with_answer=True), BLOCK_TOKENS)
+                cache.insert(session_blocks(one.planned, with_answer=True), BLOCK_TOKENS)
         is_refused = record.error is not None
         is_handed_over = one.stage == "prefill" and not is_refused and one.output_tokens > 1
         if is_handed_over:
@@ -298,24 +276,3 @@ class ClusterSimulator:
 
     def _enter(self, at: float, kind: int, what: object) -> None:
         heapq.heappush(self._heap, (at, kind, next(self._order), what))
-
-
-def prefix_of(planned: PlannedRequest) -> tuple[tuple[int, ...], int]:
-    """Return (ids of the leading blocks that others may share, tokens of a block) of a request."""
-    if planned.prefix_blocks:
-        whole = planned.prompt_tokens // planned.block_tokens
-        return planned.prefix_blocks[:whole], planned.block_tokens
-    if planned.session is not None:
-        return _session_blocks(planned, with_answer=False), BLOCK_TOKENS
-    if planned.prefix_id is not None and planned.prefix_tokens:
-        first = _PREFIXES_FROM + planned.prefix_id * _SESSION_BLOCKS
-        return tuple(range(first, first + planned.prefix_tokens // BLOCK_TOKENS)), BLOCK_TOKENS
-    return (), BLOCK_TOKENS
-
-
-def _session_blocks(planned: PlannedRequest, *, with_answer: bool) -> tuple[int, ...]:
-    """Return the blocks of a turn: a conversation only grows, so the same place is always the same block."""
-    assert planned.session is not None
-    first = _SESSIONS_FROM + planned.session * _SESSION_BLOCKS
-    tokens = planned.prompt_tokens + (planned.output_tokens if with_answer else 0)
-    return tuple(range(first, first + tokens // BLOCK_TOKENS))

@@ -11,11 +11,9 @@ import msgspec
 
 from setpoint.model.pool import PoolEvent, PoolLayout, ReplicaJoined, ReplicaLeft
 from setpoint.sim.faults import Crash, FaultSchedule, Scale, Slow
-from setpoint.sim.prefix import PrefixCache
+from setpoint.sim.prefix import BLOCK_TOKENS, PrefixCache
 from setpoint.sim.stepping import SimulatedReplica
 from setpoint.units import Instant, Seconds
-
-BLOCK_TOKENS = 16
 
 MakeReplica = Callable[[int], SimulatedReplica]
 Tell = Callable[[PoolEvent], None]

@@ -4,10 +4,20 @@ A share of the KV cache is set aside for it (the machine is told the rest), so t
 arrival a request pins the leading blocks that are there; its own become available when its prefill is complete, and
 stay until they are the least recently used ones that nobody pins. Of one prefix the tail goes first. Engines that let
 the cache use every free block hit somewhat more often while they are empty.
+
+The blocks of a plan are told apart by number: those that the plan itself names, and ranges beyond them for
+conversations and for prefixes that have a number only.
 """
 
 from collections import OrderedDict
 from collections.abc import Sequence
+
+from setpoint.workload import PlannedRequest
+
+BLOCK_TOKENS = 16
+"""Tokens of a block where the plan names none."""
+_SESSION_BLOCKS = 1_000_000
+_SESSIONS_FROM, _PREFIXES_FROM = 10**13, 2 * 10**13
 
 
 class PrefixCache:
@@ -74,3 +84,24 @@ class PrefixCache:
                 return False
             self.tokens -= self._blocks.pop(victim)
         return True
+
+
+def prefix_of(planned: PlannedRequest) -> tuple[tuple[int, ...], int]:
+    """Return (ids of the leading blocks that others may share, tokens of a block) of a request."""
+    if planned.prefix_blocks:
+        whole = planned.prompt_tokens // planned.block_tokens
+        return planned.prefix_blocks[:whole], planned.block_tokens
+    if planned.session is not None:
+        return session_blocks(planned, with_answer=False), BLOCK_TOKENS
+    if planned.prefix_id is not None and planned.prefix_tokens:
+        first = _PREFIXES_FROM + planned.prefix_id * _SESSION_BLOCKS
+        return tuple(range(first, first + planned.prefix_tokens // BLOCK_TOKENS)), BLOCK_TOKENS
+    return (), BLOCK_TOKENS
+
+
+def session_blocks(planned: PlannedRequest, *, with_answer: bool) -> tuple[int, ...]:
+    """Return the blocks of a turn: a conversation only grows, so the same place is always the same block."""
+    assert planned.session is not None
+    first = _SESSIONS_FROM + planned.session * _SESSION_BLOCKS
+    tokens = planned.prompt_tokens + (planned.output_tokens if with_answer else 0)
+    return tuple(range(first, first + tokens // BLOCK_TOKENS))

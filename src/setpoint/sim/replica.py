@@ -10,7 +10,8 @@ from collections.abc import Iterable, Iterator
 from setpoint.core.replica import ReplicaMachine
 from setpoint.metrics.timeline import RequestRecord
 from setpoint.model import StepTime
-from setpoint.sim.stepping import NEVER, Arrival, Journal, SimulatedReplica, Watch, new_record
+from setpoint.sim.passes import NEVER
+from setpoint.sim.stepping import Arrival, Journal, SimulatedReplica, Watch, new_record
 
 __all__ = ["Arrival", "ReplicaSimulator"]
 
@@ -83,4 +84,4 @@ class ReplicaSimulator:
             if replica.ended:
                 yield from replica.ended
                 replica.ended.clear()
-        yield from (life.record for life in replica.lives.values())
+        yield from replica.lives.records()

@@ -45,16 +45,15 @@ class FixedStepTime:
         """Return the median seconds of a step of this shape."""
         w = self._weights
         tokens = decodes + prefill_tokens
-        low = min(self._knee, tokens)
-        return (
-            w[0]
-            + w[1] * decodes
-            + w[2] * context_tokens
-            + w[3] * low
-            + w[4] * (tokens - low)
-            + w[5] * prefill_work
-            + w[6] * prefills
-        )
+        knee = self._knee
+        low = min(tokens, knee)
+        base_s = w[0] + w[1] * decodes + w[3] * low + w[4] * (tokens - low) + w[5] * prefill_work + w[6] * prefills
+        return base_s + context_tokens * w[2]
+
+    def decode_line(self, decodes: int, context_tokens: int) -> tuple[float, float] | None:
+        """Return (base, slope) of the time of pure decoding, whatever the context."""
+        del context_tokens
+        return self.seconds(decodes, 0), self._weights[2]
 
     def observe(self, shape: StepShape, seconds: Seconds) -> None:
         """Learn nothing."""
