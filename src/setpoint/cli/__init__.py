@@ -34,6 +34,8 @@ COMMANDS: dict[str, Command] = {
     ),
     "replay": Command("setpoint.cli.replay", "replay_file", "Run the scheduler again over a journal, and compare."),
     "simulate": Command("setpoint.cli.simulate", "simulate", "Say what would happen if, on a virtual clock."),
+    "profile": Command("setpoint.cli.profile", "profile", "Fit the step times of an endpoint that only answers HTTP."),
+    "calibrate": Command("setpoint.cli.calibrate", "calibrate_source", "Correct step times by what was measured."),
     "explain": Command("setpoint.cli.explain", "explain", "Tell why a request was late, from a journal."),
     "compare": Command("setpoint.cli.compare", "compare", "Say what changed between two runs, with intervals."),
 }

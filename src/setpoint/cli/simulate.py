@@ -13,6 +13,13 @@ from rich.console import Console
 from setpoint.cli.bench_options import WorkloadOptions, one_of
 from setpoint.cli.bench_output import write_outputs
 from setpoint.cli.bench_show import show_report
+from setpoint.cli.simulate_checks import (
+    ENGINES,
+    check_names,
+    check_writable,
+    given_options,
+    refuse_contradictions,
+)
 from setpoint.cli.simulate_options import (
     Sizes,
     parse_options,
@@ -35,25 +42,32 @@ EXIT_MISSED = 1
 
 
 def simulate(  # noqa: PLR0913 - the options of a command
+    context: typer.Context,
     *,
-    model: Annotated[str | None, typer.Option(help="A model of the catalog, such as llama-3.1-8b.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="A model of the catalog, such as llama-3.1-8b, or a config.json or .gguf.")
+    ] = None,
     hardware: Annotated[str | None, typer.Option(help="A GPU of the catalog, such as h100-sxm.")] = None,
     quantization: Annotated[str, typer.Option(help="Format of the weights.")] = "bf16",
     tp: Annotated[int, typer.Option(help="GPUs that share each layer.", min=1)] = 1,
-    engine: Annotated[str, typer.Option(help="Whose overheads: vllm, sglang, trtllm, llamacpp.")] = "vllm",
+    engine: Annotated[str, typer.Option(help=f"Whose overheads: {', '.join(ENGINES)}.")] = "vllm",
+    engine_version: Annotated[str, typer.Option(help="Its version, where --calibration has several.")] = "",
     kernel_tables: Annotated[
         bool, typer.Option("--kernel-tables", help="Step times from aiconfigurator-core, where installed.")
     ] = False,
     catalog: Annotated[Path | None, typer.Option(help="A TOML file with models and hardware of your own.")] = None,
     step_time: Annotated[
-        Path | None, typer.Option(help="A step-time model that `setpoint tune` fitted, instead of model and hardware.")
+        Path | None, typer.Option(help="A file of `setpoint profile` or `tune`, instead of model and hardware.")
     ] = None,
+    calibration: Annotated[Path | None, typer.Option(help="Corrections that `setpoint calibrate` wrote.")] = None,
     kv_tokens: Annotated[
         int | None, typer.Option(help="Tokens of KV cache a replica.  [default: what fits]", min=16)
     ] = None,
     slots: Annotated[int | None, typer.Option(help="Sequences that run at once.  [default: 256]", min=1)] = None,
     step_tokens: Annotated[int | None, typer.Option(help="Tokens of a step at most.  [default: 8192]", min=1)] = None,
-    context: Annotated[int | None, typer.Option(help="Tokens of a sequence at most.", min=16)] = None,
+    context_tokens: Annotated[
+        int | None, typer.Option("--context", help="Tokens of a sequence at most.", min=16)
+    ] = None,
     strategy: Annotated[str, typer.Option(help=f"Who runs when: {', '.join(STRATEGIES)}.")] = "slack",
     option: Annotated[
         list[str] | None, typer.Option(help="An option of the strategy, such as token_budget=512; repeatable.")
@@ -123,8 +137,9 @@ def simulate(  # noqa: PLR0913 - the options of a command
     Exit code 0 when every objective of --slo is met, 1 when one is not, 2 on an error.
     """
     console = Console(stderr=True)
-    if seeds > 1 and (timeline or journal):
-        raise ConfigError("--timeline and --journal are of one run", hint="leave --seeds out")
+    refuse_contradictions(given_options(context))
+    check_names(engine, routing)
+    check_writable(timeline=timeline, journal=journal)
     options = parse_options(option or [])
     make_strategy(strategy, **options)
     source = find_source(
@@ -134,13 +149,15 @@ def simulate(  # noqa: PLR0913 - the options of a command
             quantization=quantization,
             tensor=tp,
             engine=engine,
+            engine_version=engine_version,
             step_time=step_time,
             is_tables=kernel_tables,
             catalog=catalog,
+            calibration=calibration,
             kv_tokens=kv_tokens,
             slots=slots,
             step_tokens=step_tokens,
-            context_tokens=context,
+            context_tokens=context_tokens,
         )
     )
     objectives = parse_objectives(slo) if slo is not None else ()

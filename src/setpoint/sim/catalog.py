@@ -19,8 +19,11 @@ from setpoint.steptime.efficiency import Calibration
 from setpoint.steptime.hardware import Hardware
 from setpoint.steptime.names import unknown
 
-_ADD_MODEL = "pass its config.json or .gguf, or add an entry: docs/models-and-hardware.md"
-_ADD_HARDWARE = "add an entry to a TOML file of your own and pass it: docs/models-and-hardware.md"
+_ADD_MODEL = (
+    "give the path of its config.json or .gguf as --model, or add an entry to a TOML file and give that as --catalog: "
+    "docs/models-and-hardware.md"
+)
+_ADD_HARDWARE = "add an entry to a TOML file and give that as --catalog: docs/models-and-hardware.md"
 _NOT_SHAPE = ("source", "date", "aliases", "parameters_b", "active_b")
 _T = TypeVar("_T")
 

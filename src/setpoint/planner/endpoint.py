@@ -1,0 +1,201 @@
+"""Profiles an endpoint that only answers HTTP: planned loads whose steps can be read off the tokens' instants.
+
+Three kinds of load, each small, in rounds until the time is spent (see `setpoint.planner.step_samples` for what is read
+off each):
+
+- *lone*: prompts of many lengths, one after the other, on an idle engine;
+- *together*: n requests at once with answers of like length, so that for a while exactly n sequences decode: n from 1
+  to the slots by doubling, with short prompts and with long ones;
+- *beside*: n long answers that are the clock, and prompts of many lengths, one after the other, beside them.
+
+No prompt comes twice, so that a prefix cache has nothing. What the fit has not seen (every fifth sample) gives the
+error; single steps against the fit give the tail.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Literal, TypeVar
+
+import msgspec
+
+from setpoint.errors import EngineError
+from setpoint.loadgen.client import RunOptions
+from setpoint.loadgen.process import measure_in_process
+from setpoint.loadgen.prompts import Lexicon
+from setpoint.loadgen.target import EndpointTarget
+from setpoint.metrics import RequestRecord, rank_quantile
+from setpoint.planner.step_samples import Seen, outside_s, read_decoding, read_prompts
+from setpoint.steptime.learner import FixedStepTime
+from setpoint.steptime.model import StepTimeModel, fit
+from setpoint.workload import PlannedRequest
+from setpoint.workload.plan import Chance
+
+_T = TypeVar("_T")
+Kind = Literal["lone", "together", "beside"]
+
+PROMPT_MIN = 16
+TOGETHER_OUTPUT = 40
+CLOCK_OUTPUT = 240
+PROBE_OUTPUT = 2
+SAMPLES_MIN = 20
+ROUNDS_MAX = 20
+_SHORT, _LONG = 24, 0.4
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """How far a profile goes: sequences at once, and tokens of a prompt and of a sequence at most."""
+
+    slots: int = 16
+    prompt_max: int = 1024
+    context_tokens: int = 2048
+
+
+class Load(msgspec.Struct, frozen=True, kw_only=True):
+    """One load: `streams` at once, of which all but one are the clocks of a load of the kind `beside`."""
+
+    kind: Kind
+    streams: int
+    plan: tuple[PlannedRequest, ...]
+
+    def words(self) -> str:
+        """Return the load as a person reads it."""
+        if self.kind == "lone":
+            return f"{len(self.plan)} prompts on an idle engine"
+        if self.kind == "together":
+            return f"{self.streams} answers at once behind {self.plan[0].prompt_tokens} prompt tokens each"
+        return f"{len(self.plan) - self.streams + 1} prompts beside {self.streams - 1} answers"
+
+
+class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+    """What a profile found; `outside_s`: seconds of a request outside of steps; `p95_error`: of samples not seen."""
+
+    model: StepTimeModel
+    outside_s: float
+    seen: Seen
+    rounds: int
+    p95_error: float
+
+
+Carry = Callable[[Load, int], Sequence[RequestRecord]]
+"""Carries out a load with a seed of its own, and returns what was measured."""
+
+
+def carry_over_http(target: EndpointTarget, lexicon: Lexicon) -> Carry:
+    """Return what carries out loads at an endpoint, from a process of its own."""
+
+    def carry(load: Load, seed: int) -> Sequence[RequestRecord]:
+        options = RunOptions(concurrency=load.streams, connections=load.streams, seed=seed)
+        return measure_in_process(target, load.plan, options, lexicon=lexicon, warmup_s=0.0).records
+
+    return carry
+
+
+def loads_of(limits: Limits, chance: Chance) -> list[Load]:
+    """Return the loads of one round, with the prompts of each in an order of its own."""
+    ladder = _doubled(1, limits.slots)
+    grid = _doubled(PROMPT_MIN, limits.prompt_max)
+    long_prompt = max(_SHORT, min(limits.prompt_max, int(_LONG * limits.context_tokens)))
+    found = [Load(kind="lone", streams=1, plan=_prompts(_shuffled(grid, chance)))]
+    for count in ladder:
+        found.append(_together(count, min(_SHORT, long_prompt)))
+        if count in {ladder[0], ladder[len(ladder) // 2], ladder[-1]}:
+            found.append(_together(count, long_prompt))
+    clocks = {1, max(1, limits.slots // 4), limits.slots - 1} - {0}
+    room = limits.context_tokens - _SHORT
+    for count in sorted(clocks):
+        first = [_request(i, _SHORT, min(CLOCK_OUTPUT, room)) for i in range(count)]
+        probes = _prompts(_shuffled(grid, chance) + _shuffled(grid, chance), first_id=count)
+        found.append(Load(kind="beside", streams=count + 1, plan=(*first, *probes)))
+    return found
+
+
+def read(load: Load, records: Sequence[RequestRecord]) -> Seen:
+    """Return what the records of a load tell of steps."""
+    if load.kind == "together":
+        return read_decoding(records)
+    return read_prompts(records, load.streams - 1)
+
+
+def profile(
+    limits: Limits,
+    carry: Carry,
+    chance: Chance,
+    *,
+    key: str,
+    is_over: Callable[[], bool],
+    on_load: Callable[[Load], None] = lambda _: None,
+) -> Outcome:
+    """Run rounds of loads until `is_over`, one at least, and fit; raises `EngineError` when nothing can be read."""
+    seen, rounds, seed = Seen(), 0, 0
+    while rounds < ROUNDS_MAX and (not rounds or not is_over()):
+        for load in loads_of(limits, chance):
+            seed += 1
+            on_load(load)
+            records = carry(load, seed)
+            _refuse_failure(records)
+            seen.add(read(load, records))
+            if rounds and is_over():
+                break
+        rounds += 1
+    return _fitted(seen, chance, key, rounds)
+
+
+def _fitted(seen: Seen, chance: Chance, key: str, rounds: int) -> Outcome:
+    if len(seen.samples) < SAMPLES_MIN or not seen.lone:
+        raise EngineError(
+            f"only {len(seen.samples)} steps could be read off the tokens, and {SAMPLES_MIN} are the least",
+            hint="the server must stream one token an event, and must not refuse: give --slots as it was run with",
+        )
+    samples = _shuffled(seen.samples, chance)
+    model = fit(samples, key=key)
+    blind = fit([sample for i, sample in enumerate(samples) if i % 5], key=key)
+    errors = sorted(abs(blind.predict(shape) / seconds - 1.0) for shape, seconds in samples[::5])
+    ratios = sorted(seconds / model.predict(shape) for shape, seconds in seen.gaps)
+    tail = max(model.tail_ratio, rank_quantile(ratios, 0.95)) if ratios else model.tail_ratio
+    return Outcome(
+        model=msgspec.structs.replace(model, tail_ratio=tail),
+        outside_s=outside_s(seen.lone, FixedStepTime(model), seen.chunk_max),
+        seen=seen,
+        rounds=rounds,
+        p95_error=rank_quantile(errors, 0.95),
+    )
+
+
+def _refuse_failure(records: Sequence[RequestRecord]) -> None:
+    failed = [record for record in records if record.is_failed]
+    if len(failed) * 2 > len(records):
+        first = failed[0]
+        raise EngineError(
+            f"{len(failed)} of {len(records)} requests failed ({first.error}): {first.detail}",
+            hint="ask for less at once (--slots), or for shorter prompts (--prompt-max)",
+        )
+
+
+def _together(count: int, prompt: int) -> Load:
+    plan = tuple(_request(i, prompt, TOGETHER_OUTPUT) for i in range(count))
+    return Load(kind="together", streams=count, plan=plan)
+
+
+def _prompts(lengths: Sequence[int], first_id: int = 0) -> tuple[PlannedRequest, ...]:
+    return tuple(_request(first_id + i, length, PROBE_OUTPUT) for i, length in enumerate(lengths))
+
+
+def _request(number: int, prompt: int, output: int) -> PlannedRequest:
+    return PlannedRequest(id=number, at_s=0.0, prompt_tokens=prompt, output_tokens=output)
+
+
+def _doubled(least: int, most: int) -> list[int]:
+    """Return least, twice that, and so on, and `most` at the end."""
+    found = []
+    value = least
+    while value < most:
+        found.append(value)
+        value *= 2
+    return [*found, most]
+
+
+def _shuffled(values: Sequence[_T], chance: Chance) -> list[_T]:
+    found = list(values)
+    for i in range(len(found) - 1, 0, -1):
+        j = chance.randrange(i + 1)
+        found[i], found[j] = found[j], found[i]
+    return found
