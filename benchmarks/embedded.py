@@ -8,7 +8,7 @@ of text is ignored, so that each strategy does the same work. The policy never s
 
 import argparse
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Self
 
@@ -53,6 +53,7 @@ BACKLOG = 64
 BACKLOG_FIRST_ID = 1_000_000
 
 Options = Mapping[str, float | bool | str]
+Journal = Callable[[AnyEvent, list[AnyCommand]], None]
 
 
 @dataclass
@@ -123,17 +124,18 @@ class Bench:
         until_s: float | None = None,
         backlog: Sequence[Arrival] = (),
         slots: int | None = None,
+        journal: Journal | None = None,
     ) -> Run:
         """Serve `arrivals` (instants from the start) under a strategy; stop at `until_s` or when all have ended.
 
         `slots` bounds the sequences that run at once. With a `backlog`, `BACKLOG` requests made after those in it,
-        again and again, are always there.
+        again and again, are always there. `journal` is given each event with the commands that answered it.
         """
         assert self.step_time is not None, "profile first"
         step_time = LearnedStepTime(self.step_time)
         capacity = with_slots(self.executor.capacity, slots)
         machine = ReplicaMachine(make_strategy(strategy, **options), classes, capacity, step_time)
-        loop = _Loop(self, machine, arrivals, backlog)
+        loop = _Loop(self, machine, arrivals, backlog, journal)
         run = loop.run(until_s)
         run.model_error = step_time.mape
         return run
@@ -156,9 +158,15 @@ class _Loop:
     """One run: the machine, the executor, and the clock between them."""
 
     def __init__(
-        self, bench: Bench, machine: ReplicaMachine, arrivals: Iterable[Arrival], backlog: Sequence[Arrival]
+        self,
+        bench: Bench,
+        machine: ReplicaMachine,
+        arrivals: Iterable[Arrival],
+        backlog: Sequence[Arrival],
+        journal: Journal | None,
     ) -> None:
         self._bench = bench
+        self._journal = journal
         self._executor = bench.executor
         self._machine = machine
         self._arrivals = iter(arrivals)
@@ -254,7 +262,10 @@ class _Loop:
         counts[class_name] = counts.get(class_name, 0) + tokens
 
     def _tell(self, event: AnyEvent) -> None:
-        for command in self._machine.handle(event):
+        commands = self._machine.handle(event)
+        if self._journal is not None:
+            self._journal(event, commands)
+        for command in commands:
             self._carry_out(command)
 
     def _carry_out(self, command: AnyCommand) -> None:
