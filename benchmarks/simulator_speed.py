@@ -76,6 +76,7 @@ def run(strategy: str, load: str, count: int, seed: int) -> Speed:
     source = find_source(Wanted(model="llama-3.1-8b", hardware="h100-sxm"))
     world = source.step_time
     rate = LOADS[load]
+    trace("conv")
     simulator = ReplicaSimulator(ReplicaMachine(make_strategy(strategy), {"chat": CHAT}, source.capacity, world), world)
     started = time.process_time()
     ended = sum(1 for _ in simulator.run(arrivals(rate, count, seed)))

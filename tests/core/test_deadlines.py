@@ -29,7 +29,7 @@ def test_the_policy_and_the_judge_mean_the_same_deadline(
     )
     sequence = Sequence(request, ServiceClass(name="chat", slo=slo))
     assert sequence.token_deadline() is None
-    sequence.first_token_at = Instant(arrived_at + waited_s)
+    sequence.begin(Instant(arrived_at + waited_s))
     sequence.output_tokens = tokens
     due = decode_deadline(
         slo,

@@ -6,7 +6,7 @@ because the step-time model is monotone.
 """
 
 from bisect import bisect_right
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable
 from collections.abc import Sequence as Many
 from itertools import accumulate
 
@@ -69,13 +69,13 @@ class Draft:
         """How many sequences hold a slot and keep it."""
         return self.ledger.running - len(self.preempted)
 
-    def decoding(self) -> Iterator[Sequence]:
-        """Yield the sequences in decode that are not preempted."""
-        return (s for s in self.ledger.decoding.values() if s not in self.preempted)
+    def decoding(self) -> list[Sequence]:
+        """Return the sequences in decode that are not preempted."""
+        return [s for s in self.ledger.decoding.values() if s not in self.preempted]
 
-    def prefilling(self) -> Iterator[Sequence]:
-        """Yield the sequences in prefill that are not preempted."""
-        return (s for s in self.ledger.prefilling.values() if s not in self.preempted)
+    def prefilling(self) -> list[Sequence]:
+        """Return the sequences in prefill that are not preempted."""
+        return [s for s in self.ledger.prefilling.values() if s not in self.preempted]
 
     @property
     def shape(self) -> StepShape:
@@ -89,10 +89,23 @@ class Draft:
         self.seconds = 0.0 if self.is_empty else self._step_time.seconds(*self.shape)
         return self.seconds
 
-    def add_decodes(self, sequences: Iterable[Sequence]) -> list[Sequence]:
+    def add_decodes(self, sequences: Collection[Sequence]) -> list[Sequence]:
         """Put in a decode of each of `sequences`, without a time limit; return those that no block or token is for."""
-        left_out = []
         block_tokens = self.ledger.capacity.block_tokens
+        growing = [s for s in sequences if s.computed_tokens - s.cached_tokens >= s.blocks * block_tokens]
+        if len(sequences) > self.tokens_left or len(growing) > self.free_blocks:
+            return self._add_some_decodes(sequences, block_tokens)
+        self.free_blocks -= len(growing)
+        self.growing += growing
+        self.tokens_left -= len(sequences)
+        self.context_tokens += sum([s.computed_tokens for s in sequences])
+        self.decodes += sequences
+        self.price()
+        return []
+
+    def _add_some_decodes(self, sequences: Iterable[Sequence], block_tokens: int) -> list[Sequence]:
+        """Do the same where there is not room for all."""
+        left_out = []
         for sequence in sequences:
             own = sequence.computed_tokens - sequence.cached_tokens
             is_full = own >= sequence.blocks * block_tokens

@@ -23,6 +23,7 @@ class Sequence:
     """The token state of one request; mutable, and written by the ledger and the machine alone."""
 
     __slots__ = (
+        "anchor",
         "arrived_at",
         "blocks",
         "cached_tokens",
@@ -63,6 +64,8 @@ class Sequence:
         self.blocks = 0
         self.slot: int | None = None
         self.first_token_at: Instant | None = None
+        self.anchor: float = request.arrived_at
+        """The instant from which the deadlines of the tokens after the first count; see `begin`."""
         self.preemptions = 0
         self.is_late = False
         self.key: Key = ()
@@ -78,15 +81,16 @@ class Sequence:
         """Tokens still to be computed before the next one is yielded."""
         return self.target_tokens - self.computed_tokens
 
+    def begin(self, at: Instant) -> None:
+        """Note when the first token came."""
+        self.first_token_at = at
+        is_early = self.slo.judged_by == "pace" and self.ttft_deadline is not None and self.ttft_deadline > at
+        self.anchor = self.ttft_deadline if is_early and self.ttft_deadline is not None else at
+
     def token_deadline(self) -> float | None:
         """Return when the next token after the first is due, or `None`; see `setpoint.model.decode_deadline`."""
-        slo = self.slo
-        if slo.tpot_s is None or self.first_token_at is None:
-            return None
-        anchor: float = self.first_token_at
-        if slo.judged_by == "pace" and self.ttft_deadline is not None and self.ttft_deadline > anchor:
-            anchor = self.ttft_deadline
-        return anchor + self.output_tokens * slo.tpot_s
+        tpot_s = self.slo.tpot_s
+        return None if tpot_s is None or self.first_token_at is None else self.anchor + self.output_tokens * tpot_s
 
 
 class Ledger:
@@ -101,6 +105,8 @@ class Ledger:
         self.decoding: dict[int, Sequence] = {}
         self.ending: dict[int, Sequence] = {}
         """Those whose last token is under way in an engine that runs ahead: they still hold what they held."""
+        self.harvests = 0
+        """How many of `sequences` are of harvest classes."""
         self.waiting_by_class: dict[str, int] = {}
         self.waiting_tokens = {False: 0, True: 0}
         """Prompt tokens that the waiting have yet to compute; those of harvest classes under `True`."""
@@ -132,7 +138,9 @@ class Ledger:
 
     def wait(self, sequence: Sequence, key: Key) -> None:
         """Put a sequence into the waiting queue at the place of `key`."""
-        self.sequences[sequence.id] = sequence
+        if sequence.id not in self.sequences:
+            self.sequences[sequence.id] = sequence
+            self.harvests += sequence.is_harvest
         name = sequence.service_class.name
         self.waiting_by_class[name] = self.waiting_by_class.get(name, 0) + 1
         self.waiting_tokens[sequence.is_harvest] += sequence.remaining_tokens
@@ -192,6 +200,7 @@ class Ledger:
         else:
             self._vacate(sequence)
         del self.sequences[sequence.id]
+        self.harvests -= sequence.is_harvest
 
     def next_expiry(self) -> float | None:
         """Return the earliest instant at which a sequence that has never run would have waited too long."""
@@ -204,11 +213,13 @@ class Ledger:
 
     def pop_expired(self, now: float) -> list[Sequence]:
         """Return the waiting sequences whose time is over, earliest first, and remove them."""
-        expired = []
-        while (at := self.next_expiry()) is not None and at <= now:
-            sequence = self.sequences[heappop(self._expiries)[1]]
-            self.remove(sequence)
-            expired.append(sequence)
+        expired: list[Sequence] = []
+        heap = self._expiries
+        while heap and heap[0][0] <= now:
+            entry = heappop(heap)
+            if self._may_expire(*entry):
+                expired.append(self.sequences[entry[1]])
+                self.remove(expired[-1])
         return expired
 
     def change_capacity(self, capacity: Capacity) -> None:

@@ -138,17 +138,18 @@ class ReplicaMachine:
         self._learn(event.step_seconds)
         repeats = len(event.step_seconds)
         extra = dict(event.extra)
-        stopped = set(event.stopped)
+        stopped = event.stopped
         ledger = self.ledger
+        decoding = ledger.decoding
         for request_id in plan.decodes:
-            sequence = ledger.decoding.get(request_id)
+            sequence = decoding.get(request_id)
             if sequence is not None:
                 yielded = repeats + extra[request_id] - 1 if request_id in extra else repeats
                 sequence.computed_tokens += yielded
                 sequence.output_tokens += yielded
                 if yielded > 1:
                     ledger.hold(sequence, sequence.computed_tokens)
-                if request_id in stopped or sequence.output_tokens >= sequence.output_tokens_max:
+                if sequence.output_tokens >= sequence.output_tokens_max or request_id in stopped:
                     self._ended(sequence, is_stopped=request_id in stopped)
         for request_id, tokens in plan.prefills:
             sequence = ledger.prefilling.get(request_id)
@@ -174,7 +175,7 @@ class ReplicaMachine:
         """Note the token that the end of a prefill yields (the first, unless it is a recomputed one)."""
         ledger = self.ledger
         if sequence.first_token_at is None:
-            sequence.first_token_at = Instant(self.state.now)
+            sequence.begin(Instant(self.state.now))
         sequence.output_tokens += 1
         del ledger.prefilling[sequence.id]
         ledger.decoding[sequence.id] = sequence
@@ -244,9 +245,9 @@ class ReplicaMachine:
         self._steps += 1
         self.step_in_flight = StepPlan(
             step_id=self._steps,
-            decodes=tuple(sorted(s.id for s in draft.decodes)),
-            prefills=tuple((s.id, tokens) for s, tokens in draft.chunks.items()),
-            predicted_s=Seconds(draft.price()),
+            decodes=tuple(sorted([s.id for s in draft.decodes])),
+            prefills=tuple([(s.id, tokens) for s, tokens in draft.chunks.items()]),
+            predicted_s=Seconds(draft.seconds),
             cap_s=None if draft.cap_s is None else Seconds(draft.cap_s),
             bound_by=draft.binding,
             horizon=horizon,

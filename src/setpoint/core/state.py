@@ -17,7 +17,7 @@ class State:
     lately, decodes of the same step included (exponentially weighted over tokens); `None` before the first.
     """
 
-    __slots__ = ("classes", "ledger", "now", "prefill_s", "step_time")
+    __slots__ = ("_bare_prefill_s", "classes", "ledger", "now", "prefill_s", "step_time")
 
     def __init__(self, ledger: Ledger, classes: dict[str, ServiceClass], step_time: StepTime) -> None:
         """Look at these; the clock stands at 0."""
@@ -26,6 +26,7 @@ class State:
         self.step_time = step_time
         self.now = 0.0
         self.prefill_s: float | None = None
+        self._bare_prefill_s: float | None = None
 
     def seconds_per_prefill_token(self) -> float:
         """Return the step seconds that a prompt token costs: as lately achieved, else as the model says."""
@@ -33,7 +34,9 @@ class State:
 
     def bare_prefill_s(self) -> float:
         """Return the step seconds that a prompt token costs by the model, in a step of nothing else."""
-        return self.step_time.seconds(0, 0, _PROBE_TOKENS, _PROBE_TOKENS**2 / 2, 1) / _PROBE_TOKENS
+        if self._bare_prefill_s is None or not self.step_time.is_fixed:
+            self._bare_prefill_s = self.step_time.seconds(0, 0, _PROBE_TOKENS, _PROBE_TOKENS**2 / 2, 1) / _PROBE_TOKENS
+        return self._bare_prefill_s
 
 
 class Strategy(ABC):

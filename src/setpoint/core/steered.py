@@ -102,7 +102,7 @@ class SteeredMachine(ReplicaMachine):
             step_id=self._steps,
             decodes=tuple([s.id for s in draft.decodes]),
             prefills=tuple([(s.id, tokens) for s, tokens in draft.chunks.items()]),
-            predicted_s=Seconds(draft.price()),
+            predicted_s=Seconds(draft.seconds),
             cap_s=None if draft.cap_s is None else Seconds(draft.cap_s),
             bound_by=draft.binding,
         )
@@ -170,7 +170,7 @@ class SteeredMachine(ReplicaMachine):
         firsts = []
         for sequence in yielding:
             if sequence.first_token_at is None:
-                sequence.first_token_at = ends_at
+                sequence.begin(ends_at)
                 firsts.append(sequence.id)
             sequence.output_tokens += 1
             if sequence.output_tokens >= sequence.output_tokens_max:
@@ -189,7 +189,7 @@ class SteeredMachine(ReplicaMachine):
         for request_id in step.firsts:
             sequence = sequences.get(request_id)
             if sequence is not None:
-                sequence.first_token_at = Instant(event.at)
+                sequence.begin(Instant(event.at))
         for request_id in event.stopped:
             sequence = sequences.get(request_id)
             if sequence is None:

@@ -5,7 +5,7 @@ delay). `continuous` decides afresh each step, under a fixed token budget, decod
 prefill of Sarathi-Serve, OSDI 2024; vLLM's default). `priority`, `edf` and `srpf` are `continuous` with another order.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from itertools import islice
 
 from setpoint.core.filling import Draft
@@ -134,13 +134,14 @@ def prefill_in_order(draft: Draft, sequences: Iterable[Sequence]) -> bool:
     return True
 
 
-def decode_or_preempt(draft: Draft, decoding: Iterable[Sequence], order: Callable[[Sequence], Key]) -> None:
+def decode_or_preempt(draft: Draft, decoding: Collection[Sequence], order: Callable[[Sequence], Key]) -> None:
     """Put in every decode; while KV is short, take back the running sequence that comes last in `order`.
 
     The last sequence that runs is taken back only if it lacks KV even so: the capacity shrank below what it needs.
     """
-    wanted = dict.fromkeys(decoding)
-    if draft.blocks_short(wanted) > 0:
+    wanted = decoding
+    if draft.blocks_short(decoding) > 0:
+        wanted = dict.fromkeys(decoding)
         candidates = sorted([*wanted, *draft.prefilling()], key=lambda s: (order(s), s.id))
         while draft.blocks_short(wanted) > 0 and len(candidates) > (draft.running > 1):
             victim = candidates.pop()
@@ -163,6 +164,6 @@ def decode_horizon(draft: Draft, state: State, *, is_gated: bool = False) -> Hor
     if ledger.waiting and not is_gated and draft.free_slots > 0:
         return Horizon(1)
     expiry = ledger.next_expiry()
-    steps = min(s.output_tokens_max - s.output_tokens for s in decoding.values())
+    steps = min([s.output_tokens_max - s.output_tokens for s in decoding.values()])
     affordable = 1 + draft.free_blocks // len(decoding) * ledger.capacity.block_tokens
     return Horizon(max(1, min(steps, affordable)), until_at=None if expiry is None else Instant(expiry))

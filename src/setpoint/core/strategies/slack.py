@@ -16,7 +16,7 @@ cheapest to recompute per block; twice preempted is protected until it ends.
 """
 
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from itertools import takewhile
 from typing import NamedTuple
 
@@ -92,24 +92,27 @@ class Slack(Strategy):
         """Build the step in the four parts that the module describes."""
         if not self._options.is_sized:
             draft.tokens_left = min(draft.tokens_left, _UNSIZED_TOKENS)
-        urgency = Urgency.of(state)
-        protected: list[Sequence] = []
-        harvest: list[Sequence] = []
-        for sequence in state.ledger.decoding.values():
-            (harvest if urgency.is_spare(sequence) else protected).append(sequence)
-        self._decode(draft, protected, harvest)
+        ledger = state.ledger
+        decoding = ledger.decoding.values()
+        urgency = Urgency.of(state) if ledger.harvests else None
+        harvest = [s for s in decoding if urgency.is_spare(s)] if urgency is not None else []
+        spare = set(harvest)
+        self._decode(draft, [s for s in decoding if s not in spare] if spare else decoding, harvest)
+        if len(draft.decodes) == len(ledger.sequences):
+            return
         limits = self._limits(draft, state)
         draft.cap_s = limits.cap_s
         spare_s = self._prefill(draft, limits, state, urgency)
-        if self._options.is_harvesting or not (draft.decodes or draft.chunks):
+        if draft.is_empty or (ledger.harvests and self._options.is_harvesting):
             self._harvester.fill(draft, harvest, limits.harvest_s, spare_s, state)
 
     def horizon(self, draft: Draft, state: State) -> Horizon:
-        """Return for how many steps pure decoding goes on, as long as it keeps up with the tightest TPOT target."""
-        queue = state.ledger.waiting_from()
-        head = next(queue, None)
+        """Return for how many steps pure decoding goes on; beside batch work, while it keeps up with the targets."""
         base = decode_horizon(draft, state, is_gated=draft.binding.kind in {"slots", "kv"})
-        if base.steps == 1 or (head is not None and not head.is_harvest):
+        head = next(state.ledger.waiting_from(), None)
+        if base.steps == 1 or (head is None and not state.ledger.harvests):
+            return base
+        if head is not None and not head.is_harvest:
             return Horizon(1)
         limits = self._limits(draft, state)
         cap_s = limits.harvest_s
@@ -127,27 +130,21 @@ class Slack(Strategy):
         steps = 1 + bisect_right(range(1, base.steps), cap_s, key=draft.decode_seconds)
         return Horizon(steps, pace_s=min(paces, default=None), until_at=Instant(min(instants)) if instants else None)
 
-    def _decode(self, draft: Draft, protected: list[Sequence], harvest: list[Sequence]) -> None:
+    def _decode(self, draft: Draft, protected: Collection[Sequence], harvest: list[Sequence]) -> None:
         """Put in the protected decodes; where KV is short, batch work gives it up first."""
-        spare = [*harvest, *(s for s in draft.ledger.prefilling.values() if s.is_harvest)]
-        while draft.blocks_short(protected) > 0 and (victim := cheapest(draft, spare)) is not None:
+        while draft.blocks_short(protected) > 0:
+            spare = [*harvest, *(s for s in draft.ledger.prefilling.values() if s.is_harvest)]
+            victim = cheapest(draft, spare)
+            if victim is None:
+                break
             draft.preempt(victim)
         decode_or_preempt(draft, protected, first_come)
 
     def _limits(self, draft: Draft, state: State) -> _Limits:
         arrival_s = self.setpoints.longest_step_s(state.now)
-        cap_s, tightest = None, None
-        for sequence in draft.decodes:
-            slack = None if sequence.is_harvest else self._slack(sequence, draft.seconds, state.now)
-            if slack is None:
-                continue
-            room = self.setpoints.pace(sequence) * slack
-            if cap_s is None or room < cap_s:
-                cap_s, tightest = room, sequence.id
-        if not self._options.is_sized:
-            cap_s = None
-        harvest_s = self.setpoints.longest_harvest_s(state.now)
-        if cap_s is not None:
+        cap_s, tightest = self._least_room(draft, state.now) if self._options.is_sized else (None, None)
+        harvest_s = self.setpoints.longest_harvest_s(state.now) if state.ledger.harvests else arrival_s
+        if cap_s is not None and state.ledger.harvests:
             harvest_s = min(harvest_s, self.setpoints.boldness(state.now) * cap_s)
         least = self._options.chunk_min
         work = chunk_work(state.ledger.capacity.context_tokens_max, least)
@@ -157,22 +154,28 @@ class Slack(Strategy):
             return _Limits(own_s, None, harvest_s)
         return _Limits(cap_s, tightest, harvest_s)
 
-    def _slack(self, sequence: Sequence, least_s: float, now: float) -> float | None:
-        """Return the slack of a decode; `None` if it has no deadline, or can no longer keep it on the average.
+    def _least_room(self, draft: Draft, now: float) -> tuple[float | None, int | None]:
+        """Return the least share of its slack that a protected decode gives to others, and whose that is.
 
-        `least_s` is the time of a step of nothing but the decodes: what such steps cannot make good by the longest
-        output is lost, and to wait for it would only keep others out (a target that this engine cannot meet at all
-        would otherwise let in one request after the other).
+        Those that can no longer keep their deadlines on the average do not count. What steps of nothing but the decodes
+        cannot make good by the longest output is lost, and to wait for it would only keep others out (a target that
+        this engine cannot meet at all would otherwise let in one request after the other).
         """
-        due = sequence.token_deadline()
-        if due is None or sequence.slo.tpot_s is None:
-            return None
-        slack = due - now
-        left = sequence.output_tokens_max - sequence.output_tokens
-        is_lost = least_s - slack > left * max(0.0, sequence.slo.tpot_s - least_s)
-        return None if is_lost else slack
+        cap_s, tightest = None, None
+        least_s = draft.seconds
+        for sequence in draft.decodes:
+            tpot_s = sequence.slo.tpot_s
+            if tpot_s is None or sequence.is_harvest:
+                continue
+            slack = sequence.anchor + sequence.output_tokens * tpot_s - now
+            room = self.setpoints.pace(sequence) * slack
+            if cap_s is None or room < cap_s:
+                left = sequence.output_tokens_max - sequence.output_tokens
+                if least_s - slack <= left * max(0.0, tpot_s - least_s):
+                    cap_s, tightest = room, sequence.id
+        return cap_s, tightest
 
-    def _prefill(self, draft: Draft, limits: _Limits, state: State, urgency: Urgency) -> float | None:
+    def _prefill(self, draft: Draft, limits: _Limits, state: State, urgency: Urgency | None) -> float | None:
         """Put in protected prefills: those in time, urgent batch work, those given up; return the spare seconds."""
         ledger = state.ledger
         hopeful = [s for s in draft.prefilling() if not s.is_harvest]
@@ -187,7 +190,7 @@ class Slack(Strategy):
         given_up = self._give_up([sequences[i] for i in triage.given_up], draft, state)
         draft.relegated += [(s, False) for s in kept if s.is_late]
         late = sorted(given_up, key=lambda s: (s.remaining_tokens, s.id))
-        in_time = [*kept, *self._harvester.urgent(draft, state, urgency)]
+        in_time = kept if urgency is None else [*kept, *self._harvester.urgent(draft, state, urgency)]
         if self._fill(draft, in_time, limits, urgency) and self._fill(draft, late, limits, None):
             # these may be a long queue, and none of them runs: one at a time, until one has no room
             waiting_late = takewhile(lambda s: s.key[0] == LATE, ledger.waiting_from((LATE,)))
