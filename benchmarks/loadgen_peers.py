@@ -1,213 +1,195 @@
-"""Measuring clients side by side against the same server: CPU for their work, and the error of what they report.
+"""Measuring clients side by side against the same server: CPU for their work, the rate that they hold, their error.
 
-    python benchmarks/loadgen_peers.py [--peers DIR] [--quick] [--json]
+    python benchmarks/loadgen_peers.py [--peers DIR] [--install] [--quick] [--json]
 
-The server is the C program of `loadgen_truth`, whose log is the truth; 50 tokens an answer, open loop. Each client is
-run at each rate with few and with many requests: the difference is free of its start-up, and is what requests cost. The
-peers are looked for in DIR (each in a virtual environment of its own; `--install` makes them):
-GuideLLM 0.8.1 (`DIR/guidellm`) and AIPerf 0.13.0 (`DIR/aiperf`); one that is missing is left out and said so.
-An error counts in units of what is allowed: 1% of the truth or 1 ms, whichever is more. Each client is held against its
-own definition of TTFT in an open loop that it keeps; P99 is that of the longer run.
+The server is the C program of `loadgen_truth`, whose log is the truth; 50 tokens an answer, Poisson arrivals, 20 s a
+rate, each client as its own command. The peers are looked for in DIR, each in a virtual environment of its own
+(`--install` makes them): GuideLLM 0.8.1, AIPerf 0.13.0, inference-perf 0.7.0 (wants Python 3.12), `vllm bench serve`
+0.32 (`SETPOINT_VLLM_ENV` names its environment) and SGLang's client in Rust, 0.5.23. One that is missing is left out
+and said so; `--quick` leaves out GuideLLM and inference-perf, whose starts alone take too long.
 
-Ratios: `best_peer_cpu_over_ours`, CPU seconds per million events of the leanest peer over ours (aim: 8);
-`ours_p99_error`, `best_peer_p99_error`: the worst over the rates.
+*CPU* is that of all processes of a client while the server wrote the events from 15% to 90% of all: no start, no
+report. An *error* counts in units of what `loadgen_truth` allows: 1% of the truth or 1 ms, whichever is more; each
+client is held against its own definition of TTFT and its own kind of quantile. A rate is *held* while the requests came
+at 90% of it at least, and P50 and P99 are right within 10% or 5 ms; a client that does not hold a rate is not asked for
+a higher one.
+
+Ratios: `best_peer_cpu_over_ours`, CPU per event of the leanest Python peer over ours, the least over the rates (aim:
+8); `ours_cpu_over_rust`, ours over SGLang's, the most over the rates (aim: 2); `ours_rate_held`, `best_peer_rate_held`;
+`ours_p99_error`, `best_peer_p99_error`, the worst over the rates that all were asked for.
 """
 
 import argparse
 import json
 import os
-import resource
-import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
+from statistics import quantiles
+from typing import Any, NamedTuple
 
 from known_server import mock_server
+from peers import PEERS, Load, Told, found, install, offer
 from reporting import Row, arguments, report, say
+from watched import Usage, run_watched
 
-from setpoint.loadgen.process import measure_in_process
-from setpoint.loadgen.target import EndpointTarget
 from setpoint.metrics import rank_quantile
-from setpoint.seeds import stream
-from setpoint.workload import Fixed, Steady, Traffic, plan_traffic
 
 TOKENS = 50
-RATES = (20, 60, 100)
-LIMIT_S = 300.0
-PINS = {"guidellm": "guidellm==0.8.1", "aiperf": "aiperf==0.13.0"}
-
-TOKENIZER = """
-import sys
-from pathlib import Path
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
-bytes_ = sorted(pre_tokenizers.ByteLevel.alphabet())
-plain = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(bytes_)}, merges=[]))
-plain.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-plain.decoder = decoders.ByteLevel()
-PreTrainedTokenizerFast(tokenizer_object=plain, eos_token=bytes_[1], pad_token=bytes_[1]).save_pretrained(sys.argv[1])
-Path(sys.argv[1], "config.json").write_text('{"model_type": "gpt2"}')
-"""
-"""Makes a tokenizer of single bytes: the peers want one, and no model is to be had without a network."""
-
-Client = Callable[[str, float, int, Path], float]
-"""Offers a rate until so many requests are done; returns the P99 of TTFT in seconds that it reports."""
+RATES = (20.0, 60.0, 100.0, 200.0, 400.0, 600.0)
+QUICK_RATE, QUICK_S, SECONDS = 100.0, 3.0, 20.0
+STEADY = (0.15, 0.90)
+OURS = "setpoint"
+SLOW = ("guidellm", "inference-perf")
+SENT_MIN, OFF_MAX, OFF_MAX_S = 0.9, 0.10, 0.005
+"""What it takes to hold a rate: the share of it that arrived, and how far P50 and P99 of TTFT may be off."""
 
 
-def ours(url: str, rate: float, count: int, folder: Path) -> float:
-    """Run this project's client."""
-    traffic = Traffic(class_name="chat", prompt=Fixed(20), output=Fixed(TOKENS))
-    plan = plan_traffic([traffic], Steady(rate), partial(stream, 1), count=count)
-    run = measure_in_process(EndpointTarget(url=url, model="mock"), plan, warmup_s=0.0, directory=folder)
-    return rank_quantile(sorted(record.ttft_s or 0.0 for record in run.records), 0.99)
+class Seen(NamedTuple):
+    """What the server's log says of one run: TTFT of each answer, when requests came, when events were written."""
+
+    ttft_s: list[float]
+    arrived_at: list[float]
+    written_at: list[float]
+
+    def ttft_quantile_s(self, q: float, *, is_interpolated: bool) -> float:
+        """Return the true quantile, as the client that is held against it would have computed it."""
+        if is_interpolated:
+            return quantiles(self.ttft_s, n=100, method="inclusive")[round(100 * q) - 1]
+        return rank_quantile(self.ttft_s, q)
 
 
-def guidellm(binary: Path, url: str, rate: float, count: int, folder: Path) -> float:
-    """Run GuideLLM."""
-    file = folder / "guidellm.json"
-    command = [str(binary / "guidellm"), "run", "--disable-console"]
-    command += ["--backend", f"kind=openai_http,target={url},model=mock", "--profile", f"kind=poisson,rate={rate}"]
-    command += ["--constraint", f"kind=max_requests,count={count}", "--output", f"kind=json,path={file}"]
-    command += ["--data", f"kind=synthetic_text,prompt_tokens=20,output_tokens={TOKENS}"]
-    command += ["--tokenizer", f"kind=huggingface_auto,model={tokenizer(binary, folder)}"]
-    call(command, folder)
-    metrics = json.loads(file.read_text())["benchmarks"][0]["metrics"]
-    return float(metrics["time_to_first_token_ms"]["successful"]["percentiles"]["p99"]) / 1e3
-
-
-def aiperf(binary: Path, url: str, rate: float, count: int, folder: Path) -> float:
-    """Run AIPerf."""
-    command = [str(binary / "aiperf"), "profile", "--model", "mock", "--url", url, "--endpoint-type", "chat"]
-    command += [
-        "--streaming",
-        "--request-rate",
-        str(rate),
-        "--arrival-pattern",
-        "poisson",
-        "--request-count",
-        str(count),
+def ours(load: Load, folder: Path) -> tuple[Told, Usage]:
+    """Run this project's command line as a user does."""
+    command = [
+        *(sys.executable, "-c", "from setpoint.cli import main; main()", "bench", load.url, "--json"),
+        *("--rate", str(load.rate), "--seconds", str(load.requests / (load.rate or 1.0)), "--warmup", "0"),
+        *("--prompt", str(load.prompt_tokens), "--output", str(load.output_tokens), "--seed", str(load.seed)),
+        *("--out", str(folder / "told")),
     ]
-    command += ["--isl", "20", "--osl", str(TOKENS), "--use-server-token-count", "--ui-type", "none"]
-    command += ["--tokenizer", tokenizer(binary, folder), "--output-artifact-dir", str(folder), "--workers-max", "1"]
-    call(command, folder)
-    told = json.loads((folder / "profile_export_aiperf.json").read_text())
-    return float(told["time_to_first_token"]["p99"]) / 1e3
+    usage = run_watched(command, folder, {}, 300.0)
+    summary = json.loads((folder / "told" / "report.json").read_text())["points"][0]["summary"]
+    measured = summary["classes"]["standard"]
+    said = {f"p{one['q'] * 100:g}": one["value"] for one in measured["latencies"]["ttft"]["quantiles"]}
+    return Told(requests=summary["requests"], ttft_s=said), usage
 
 
-def tokenizer(binary: Path, folder: Path) -> str:
-    """Return the folder of a tokenizer that needs no network, made by the peer's own libraries."""
-    made = folder / "tokenizer"
-    if not made.exists():
-        call([str(binary / "python"), "-c", TOKENIZER, str(made)], folder)
-    return str(made)
-
-
-def call(command: list[str], folder: Path) -> None:
-    """Run a command to its end; its output goes to a file, which is shown when it fails."""
-    log = folder / "log.txt"
-    with log.open("w") as file:
-        done = subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,
-            stdout=file,
-            stderr=file,
-            timeout=LIMIT_S,
-            check=False,
-        )
-    if done.returncode:
-        sys.exit(f"error: {command[0]} failed\n{log.read_text()[-2000:]}")
-
-
-def children_s() -> float:
-    """Return the processor seconds of all child processes that have ended."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
-
-
-def cost(client: Client, rate: float, count: int, seed: int) -> tuple[float, float, float]:
-    """Return (CPU seconds, reported P99, true P99) of one run; the server's own processor time is not counted."""
+def watch(client: str, binary: Path | None, load: Load) -> tuple[Told, Usage, Seen]:
+    """Let a client offer a load to a server of its own; return what it said, what it used, and what was so."""
     with tempfile.TemporaryDirectory(prefix="setpoint-peer-") as name:
         folder = Path(name)
-        with mock_server(seed=seed) as mock:
-            before = children_s()
-            said = client(mock.url, rate, count, folder)
-            used = children_s() - before
-        truth = sorted(times[0] for _, times in mock.answers[-count:])
-        return used, said, rank_quantile(truth, 0.99)
+        with mock_server(seed=load.seed) as mock:
+            load = load._replace(url=mock.url)
+            told, usage = ours(load, folder) if binary is None else offer(client, binary, load, folder)
+        answers = sorted(mock.answers)[-told.requests :]
+    at = [arrived for arrived, _ in answers]
+    written = sorted(arrived + offset for arrived, times in answers for offset in times)
+    return told, usage, Seen(sorted(times[0] for _, times in answers), at, written)
 
 
-def measure(name: str, client: Client, rate: float, counts: tuple[int, int], seed: int) -> Row:
-    """Return one row: the cost of requests without the start-up, and the error of P99."""
-    few, many = counts
-    start_s, _, _ = cost(client, rate, few, seed)
-    whole_s, said, true = cost(client, rate, many, seed + 1)
-    per_request = max(0.0, whole_s - start_s) / (many - few)
-    error = abs(said - true) / max(0.001, 0.01 * true)
-    say(f"  {name} at {rate}/s: {per_request * 1e3:.2f} CPU s per 1,000, P99 {said * 1e3:.1f} ms ({true * 1e3:.1f})")
+def measure(client: str, binary: Path | None, load: Load) -> dict[str, Any]:
+    """Return one row: what a client's work cost at a rate, and how right it was."""
+    told, usage, seen = watch(client, binary, load)
+    count = len(seen.written_at)
+    start, end = (seen.written_at[min(count - 1, int(share * count))] for share in STEADY)
+    per_event_s = usage.between_s(start, end) / (count * (STEADY[1] - STEADY[0]))
+    sent = (len(seen.arrived_at) - 1) / (seen.arrived_at[-1] - seen.arrived_at[0])
+    is_interpolated = client != OURS and PEERS[client].is_interpolated
+    true = {q: seen.ttft_quantile_s(q, is_interpolated=is_interpolated) for q in (0.5, 0.99)}
+    said = {q: told.ttft_s[f"p{q * 100:g}"] for q in true}
+    off = {q: abs(said[q] - true[q]) for q in true}
+    assert load.rate is not None
+    is_held = sent >= SENT_MIN * load.rate and all(off[q] <= max(OFF_MAX_S, OFF_MAX * true[q]) for q in true)
+    row = {
+        "client": client,
+        "requests/s": load.rate,
+        "sent/s": sent,
+        "CPU s per 1,000 requests": per_event_s * TOKENS * 1e3,
+        "CPU s per million events": per_event_s * 1e6,
+        "other CPU s": usage.total_s - usage.between_s(start, end) / (STEADY[1] - STEADY[0]),
+        "P50 said ms": said[0.5] * 1e3,
+        "P50 true ms": true[0.5] * 1e3,
+        "P99 said ms": said[0.99] * 1e3,
+        "P99 true ms": true[0.99] * 1e3,
+        "P99 error": off[0.99] / max(0.001, 0.01 * true[0.99]),
+        "held": is_held,
+    }
+    say(
+        f"  {client} at {load.rate:g}/s: {per_event_s * 1e6:.1f} CPU us an event, "
+        f"P99 {said[0.99] * 1e3:.1f} ms ({true[0.99] * 1e3:.1f}), {'held' if is_held else 'not held'}"
+    )
+    return row
+
+
+def ratios(rows: Sequence[Row]) -> dict[str, float | None]:
+    """Return the figures that the aims are about."""
+    cpu = {
+        (str(row["client"]), float(str(row["requests/s"]))): _number(row, "CPU s per million events") for row in rows
+    }
+    rates = sorted({rate for _, rate in cpu})
+    python = [name for name, peer in PEERS.items() if peer.is_python]
+    leanest = {
+        rate: min(found) for rate in rates if (found := [cpu[name, rate] for name in python if (name, rate) in cpu])
+    }
+    rust = {rate: cpu["sglang-rust", rate] for rate in rates if ("sglang-rust", rate) in cpu}
+    held = partial(_best_held, rows)
+    clients = {client for client, _ in cpu}
+    common = [rate for rate in rates if all((client, rate) in cpu for client in clients)]
+    errors: dict[str, float] = {}
+    for row in rows:
+        if row["requests/s"] in common:
+            name = str(row["client"])
+            errors[name] = max(errors.get(name, 0.0), _number(row, "P99 error"))
     return {
-        "client": name,
-        "requests/s": rate,
-        "CPU s per 1,000 requests": per_request * 1e3,
-        "CPU s per million events": per_request / TOKENS * 1e6,
-        "start-up CPU s": start_s - few * per_request,
-        "P99 said ms": said * 1e3,
-        "P99 true ms": true * 1e3,
-        "P99 error": error,
+        "best_peer_cpu_over_ours": min((leanest[rate] / cpu[OURS, rate] for rate in leanest), default=None),
+        "ours_cpu_over_rust": max((cpu[OURS, rate] / rust[rate] for rate in rust), default=None),
+        "ours_rate_held": held((OURS,)),
+        "best_peer_rate_held": held(PEERS),
+        "ours_p99_error": errors.get(OURS),
+        "best_peer_p99_error": min((worst for name, worst in errors.items() if name != OURS), default=None),
     }
 
 
-def install(folder: Path) -> None:
-    """Make the virtual environments of the peers."""
-    for name, pin in PINS.items():
-        subprocess.run([sys.executable, "-m", "venv", str(folder / name)], check=True)
-        subprocess.run([str(folder / name / "bin" / "pip"), "install", "-q", pin], check=True)
+def _best_held(rows: Sequence[Row], clients: Iterable[str]) -> float | None:
+    names = set(clients)
+    return max((_number(row, "requests/s") for row in rows if row["held"] and row["client"] in names), default=None)
+
+
+def _number(row: Row, name: str) -> float:
+    return float(str(row[name]))
 
 
 def options(parser: argparse.ArgumentParser) -> None:
     """Add the options of this benchmark."""
     default = os.environ.get("SETPOINT_PEERS", "peers")
-    parser.add_argument("--peers", default=default, help="folder of their environments")
-    parser.add_argument("--install", action="store_true", help="make the environments first (about 1 GB)")
+    parser.add_argument("--peers", default=default, help="folder of their environments (default: SETPOINT_PEERS)")
+    parser.add_argument("--install", action="store_true", help="make the environments first (about 2 GB)")
+    parser.add_argument("--only", action="append", choices=(OURS, *PEERS), help="measure only these; repeatable")
 
 
 def main() -> None:
-    """Measure each client at each rate and report."""
+    """Measure each client at rising rates and report."""
     args = arguments(__doc__ or "", options)
     folder = Path(args.peers).absolute()
     if args.install:
         install(folder)
-    clients: dict[str, Client] = {"setpoint": ours}
-    for name, peer in (("guidellm", guidellm), ("aiperf", aiperf)):
-        binary = folder / name / "bin"
-        if binary.exists():
-            clients[name] = partial(peer, binary)
-        else:
-            say(f"  {name} is not installed in {folder}: left out (--install makes it)")
-    rates, counts = (RATES[-1:], (50, 650)) if args.quick else (RATES, (100, 2100))
-    rows = [measure(name, client, rate, counts, args.seed) for rate in rates for name, client in clients.items()]
+    wanted = args.only or [name for name in (OURS, *PEERS) if not (args.quick and name in SLOW)]
+    clients: dict[str, Path | None] = {OURS: None} if OURS in wanted else {}
+    clients |= found(folder, tuple(name for name in PEERS if name in wanted))
+    if args.quick and not args.only:
+        say(f"  {' and '.join(SLOW)} take too long to start: left out of --quick")
+    rates, seconds = ((QUICK_RATE,), QUICK_S) if args.quick else (RATES, SECONDS)
+    rows: list[dict[str, Any]] = []
+    for client, binary in clients.items():
+        for rate in rates:
+            load = Load("", "mock", round(rate * seconds), 20, TOKENS, rate=rate, seed=args.seed)
+            rows.append(measure(client, binary, load))
+            if not rows[-1]["held"]:
+                break
+    rows.sort(key=lambda row: row["requests/s"])
     report("loadgen_peers", ratios(rows), rows, args)
-
-
-def ratios(rows: list[Row]) -> dict[str, float | None]:
-    """Return the figures that the aims are about."""
-
-    def least(name: str, *, is_ours: bool) -> float | None:
-        worst: dict[str, float] = {}
-        for row in rows:
-            client = str(row["client"])
-            if (client == "setpoint") == is_ours:
-                worst[client] = max(worst.get(client, 0.0), float(str(row[name])))
-        return min(worst.values(), default=None)
-
-    mine, theirs = least("CPU s per million events", is_ours=True), least("CPU s per million events", is_ours=False)
-    return {
-        "best_peer_cpu_over_ours": theirs / mine if mine and theirs else None,
-        "ours_p99_error": least("P99 error", is_ours=True),
-        "best_peer_p99_error": least("P99 error", is_ours=False),
-    }
 
 
 if __name__ == "__main__":
