@@ -1,90 +1,52 @@
-"""Predicted against measured: the embedded engine profiled once, then six loads, each predicted before it is run.
+"""Predicted against measured: an engine profiled once, then six loads, each predicted before it is run.
 
-    python benchmarks/fidelity.py               about 12 minutes on an otherwise idle machine
-    python benchmarks/fidelity.py --quick       short runs: the spread is then that of the sample
+    python benchmarks/fidelity.py               the embedded engine, about 15 minutes on an otherwise idle machine
+    python benchmarks/fidelity.py --quick       runs of a few seconds: the spread is then that of the sample
     python benchmarks/fidelity.py --write FILE  also replace the table between the markers in FILE (docs/validation.md)
 
-The engine is the real one (replica machine over llama.cpp, one thread, without HTTP); the prediction is the same
-machine on a virtual clock, with the step times of the profile and their measured scatter. Arrivals and lengths are
-the same on both sides, so that what differs is the engine. The profile is made of steps of its own, none of the loads.
+With `SETPOINT_VLLM` (the `vllm` command of an environment that has it) and `SETPOINT_VLLM_MODEL` (the folder of a small
+model that it reads) the same follows for vLLM, profiled over HTTP and with its scheduler modelled by `continuous`:
+another 20 minutes; `--quick` leaves it out. `--only embedded` or `--only vllm` runs one of them.
 
-| load | what |
-|---|---|
-| light, knee, overload | chat at 0.3, 0.75 and 1.3 times the bound |
-| bursty | the same at half the bound, gaps with CV 3 |
-| two classes | chat at 0.4 beside batch requests at 0.3 times the bound |
-| long prompts | prompts of 200 to 800 tokens at half the bound |
+The embedded engine is the real one (replica machine over llama.cpp, one thread, without HTTP); its prediction is the
+same machine on a virtual clock, with the step times of the profile and their measured scatter. Arrivals and lengths are
+the same on both sides, so that what differs is the engine. The profile is made of steps of its own, none of the loads.
+The knee is run twice: how far the engine is from itself is the floor of every error. The journal of the knee is
+replayed (see fidelity_replay). A run in which this machine stood still for over a second is run again, twice at most.
 
 Ratios: medians over the loads of the relative error, `error_throughput`, `error_p50`, `error_p95`, `error_p99` (TTFT
-and TPOT together).
+and TPOT together), with `vllm_` before them for vLLM; `floor_...` of the engine against itself; `replay_identical`
+(1 or 0), `replay_step_error`, `replay_order`.
 """
 
 import argparse
-from functools import partial
+import os
 from pathlib import Path
-from statistics import median
 
-import msgspec
 from embedded import Bench, Run, arrivals_of
+from fidelity_loads import CLASSES, LOADS, Row, compared, errors, plan_of
+from fidelity_replay import Recorder, Replayed, replayed
 from reporting import arguments, report, say
+from stillness import Stillness
 
 from setpoint.core.replica import ReplicaMachine
 from setpoint.core.strategies import make_strategy
-from setpoint.metrics import RequestRecord, rank_quantile
-from setpoint.model import PRESETS, ServiceClass, Slo
+from setpoint.metrics import RequestRecord
 from setpoint.seeds import stream
 from setpoint.sim.jitter import JitteredStepTime
-from setpoint.sim.replica import ReplicaSimulator
-from setpoint.sim.scenario import Scenario, bound_rps
+from setpoint.sim.replica import Arrival, ReplicaSimulator
+from setpoint.sim.scenario import Scenario
 from setpoint.steptime.learner import FixedStepTime, LearnedStepTime
-from setpoint.units import Seconds
-from setpoint.workload import Gaps, LogNormal, PlannedRequest, Steady, Traffic, Uniform, plan_traffic
 
-CHAT = ServiceClass(name="chat", slo=Slo(ttft_s=Seconds(1.0), tpot_s=Seconds(0.1)), queue_max=100_000)
-CLASSES = {"chat": CHAT, "batch": PRESETS["batch"]}
-PROMPT, OUTPUT = LogNormal(70.0, 0.8, 8, 512), LogNormal(48.0, 0.6, 4, 160)
 OUTPUT_MAX = 256
-QUANTILES = (0.5, 0.95, 0.99)
+STILL_MAX_S = 1.0
+TRIES = 3
+AGAIN = "knee"
 BEGIN, END = "<!-- fidelity: begin -->", "<!-- fidelity: end -->"
 
 
-class Load(msgspec.Struct, frozen=True, kw_only=True):
-    """One load: its traffic, and its rate as a share of the bound of that traffic."""
-
-    name: str
-    mix: tuple[Traffic, ...]
-    share: float
-
-
-def chat_traffic(*, cv: float = 1.0, share: float = 1.0) -> Traffic:
-    """Return the usual chat."""
-    return Traffic(class_name="chat", prompt=PROMPT, output=OUTPUT, share=share, gaps=Gaps(cv=cv))
-
-
-LOADS = (
-    Load(name="light", mix=(chat_traffic(),), share=0.3),
-    Load(name="knee", mix=(chat_traffic(),), share=0.75),
-    Load(name="overload", mix=(chat_traffic(),), share=1.3),
-    Load(name="bursty", mix=(chat_traffic(cv=3.0),), share=0.5),
-    Load(
-        name="two classes",
-        mix=(
-            chat_traffic(share=0.6),
-            Traffic(class_name="batch", prompt=Uniform(100, 300), output=Uniform(40, 120), share=0.4),
-        ),
-        share=0.7,
-    ),
-    Load(name="long prompts", mix=(Traffic(class_name="chat", prompt=Uniform(200, 800), output=OUTPUT),), share=0.5),
-)
-
-
-def plan_of(load: Load, rate: float, seconds: float, seed: int) -> list[PlannedRequest]:
-    """Return the requests of one run."""
-    return plan_traffic(load.mix, Steady(rate), partial(stream, seed, load.name), duration_s=seconds)
-
-
 def predicted(
-    bench: Bench, strategy: str, plan: list[PlannedRequest], seed: int, until_s: float
+    bench: Bench, strategy: str, arrivals: list[Arrival], seed: int, journal: Recorder
 ) -> list[RequestRecord]:
     """Return the records that the simulator expects."""
     assert bench.step_time is not None
@@ -92,82 +54,122 @@ def predicted(
     machine = ReplicaMachine(
         make_strategy(strategy), CLASSES, bench.executor.capacity, LearnedStepTime(bench.step_time)
     )
-    return list(ReplicaSimulator(machine, world).run(arrivals_of(plan, OUTPUT_MAX), until=until_s))
+    return list(ReplicaSimulator(machine, world, journal=journal).run(arrivals))
 
 
-def compared(name: str, real: Run, expected: list[RequestRecord], seconds: float) -> list[dict[str, object]]:
-    """Return a row for throughput and each quantile of TTFT and TPOT: measured, predicted, relative error."""
-    rows = [_row(name, "output tokens/s", _throughput(real.records, seconds), _throughput(expected, seconds))]
-    for which in ("ttft", "tpot"):
-        measured, foreseen = _values(real.records, which), _values(expected, which)
-        for q in QUANTILES:
-            fewest = min(len(measured), len(foreseen))
-            if fewest * (1.0 - q) >= 2.0 or (q == 0.5 and fewest):
-                ours, theirs = rank_quantile(measured, q), rank_quantile(foreseen, q)
-                rows.append(_row(name, f"{which.upper()} P{q * 100:g} ms", 1e3 * ours, 1e3 * theirs))
-    return rows
+def measured(
+    bench: Bench, strategy: str, arrivals: list[Arrival], until_s: float, name: str
+) -> tuple[Run, Recorder] | None:
+    """Run the load on the engine, again where the machine stood still; `None` when it never held."""
+    for _ in range(TRIES):
+        journal = Recorder()
+        with Stillness() as still:
+            run = bench.run(strategy, {}, CLASSES, arrivals, until_s=until_s, journal=journal)
+        if still.longest_s <= STILL_MAX_S:
+            return run, journal
+        say(f"{name}: the machine stood still for {still.longest_s:.1f} s")
+    return None
 
 
-def _row(name: str, figure: str, measured: float, foreseen: float) -> dict[str, object]:
-    error = foreseen / measured - 1.0 if measured else 0.0
-    return {"load": name, "figure": figure, "measured": measured, "predicted": foreseen, "error": error}
-
-
-def _throughput(records: list[RequestRecord], seconds: float) -> float:
-    return sum(r.output_tokens for r in records if (r.ended_at or 1e9) <= seconds) / seconds
-
-
-def _values(records: list[RequestRecord], which: str) -> list[float]:
-    chosen = [r for r in records if r.class_name == "chat"]
-    return sorted(value for r in chosen if (value := getattr(r, f"{which}_s")) is not None)
+def embedded(args: argparse.Namespace, rows: list[Row]) -> tuple[Replayed | None, list[str]]:
+    """Profile, predict and run each load on the embedded engine; return the replay, and what is to be said."""
+    seconds = args.seconds or (3.0 if args.quick else 90.0)
+    found: Replayed | None = None
+    words = []
+    with Bench(args) as bench:
+        model = bench.profile(8.0 if args.quick else 60.0, args.seed)
+        words.append(f"profile: off by {model.mape:.1%} a step, tail ratio {model.tail_ratio:.2f}")
+        scenario = Scenario(world=FixedStepTime(model), capacity=bench.executor.capacity, classes=CLASSES)
+        for load in LOADS:
+            plan, rate = plan_of(load, scenario, seconds, args.seed)
+            arrivals, foreseen = arrivals_of(plan, OUTPUT_MAX), Recorder()
+            expected = predicted(bench, args.strategy, arrivals, args.seed, foreseen)
+            say(f"{load.name}: {len(plan)} requests at {rate:.2f}/s")
+            limit_s = plan[-1].at_s + (4.0 if args.quick else 2.0) * seconds
+            real = measured(bench, args.strategy, arrivals, limit_s, load.name)
+            if real is None:
+                words.append(f"{load.name}: the machine stood still during the run, which does not count")
+                continue
+            run, journal = real
+            rows += compared("embedded", load.name, run.records, expected)
+            if load.name == AGAIN:
+                found = replayed(
+                    (journal, run.records),
+                    (foreseen, expected),
+                    strategy=args.strategy,
+                    classes=CLASSES,
+                    capacity=bench.executor.capacity,
+                    model=model,
+                )
+                again = measured(bench, args.strategy, arrivals, limit_s, f"{load.name}, again")
+                rows += compared("floor", f"{load.name}, again", run.records, again[0].records) if again else []
+    return found, words
 
 
 def extend(parser: argparse.ArgumentParser) -> None:
     """Add the options of this benchmark."""
     parser.add_argument("--strategy", default="slack")
-    parser.add_argument("--seconds", type=float, default=None, help="length of each run (default: 90, quick: 12)")
+    parser.add_argument("--seconds", type=float, default=None, help="length of each run (default: 90, quick: 3)")
+    parser.add_argument("--only", choices=("embedded", "vllm"), help="run one of the engines")
     parser.add_argument("--write", type=Path, help="replace the table between the markers in this file")
 
 
 def main() -> None:
-    """Profile, predict and run each load, and compare."""
+    """Compare on each engine, and report."""
     args = arguments("Predicted against measured.", extend)
-    seconds = args.seconds or (12.0 if args.quick else 90.0)
-    rows: list[dict[str, object]] = []
-    with Bench(args) as bench:
-        model = bench.profile(15.0 if args.quick else 60.0, args.seed)
-        say(f"the profile is off by {model.mape:.1%} a step; its tail ratio is {model.tail_ratio:.2f}")
-        world = FixedStepTime(model)
-        scenario = Scenario(world=world, capacity=bench.executor.capacity, classes=CLASSES)
-        for load in LOADS:
-            bound = bound_rps(scenario, plan_of(load, 10.0, 60.0, args.seed))
-            plan = plan_of(load, load.share * bound, seconds, args.seed)
-            expected = predicted(bench, args.strategy, plan, args.seed, seconds + 30.0)
-            say(f"{load.name}: {len(plan)} requests at {load.share * bound:.2f}/s (bound {bound:.2f}/s)")
-            real = bench.run(args.strategy, {}, CLASSES, arrivals_of(plan, OUTPUT_MAX), until_s=seconds + 30.0)
-            rows += compared(load.name, real, expected, seconds)
-    ratios = {f"error_{name}": _median(rows, mark) for name, mark in _MARKS.items()}
+    rows: list[Row] = []
+    words: list[str] = []
+    found: Replayed | None = None
+    if args.only != "vllm":
+        found, words = embedded(args, rows)
+    if os.environ.get("SETPOINT_VLLM") and args.only != "embedded" and (args.only or not args.quick):
+        from fidelity_vllm import vllm  # noqa: PLC0415 - only where it is asked for
+
+        words += vllm(args, rows)
+    elif args.only == "vllm":
+        raise SystemExit("SETPOINT_VLLM names no vllm command, and SETPOINT_VLLM_MODEL no model")
+    ratios = _ratios(rows, found)
+    for text in words:
+        say(text)
     if args.write:
-        _write(args.write, rows, ratios)
+        _write(args.write, rows, ratios, words, found)
     report("fidelity", ratios, rows, args)
 
 
-_MARKS = {"throughput": "tokens/s", "p50": "P50", "p95": "P95", "p99": "P99"}
+def _ratios(rows: list[Row], found: Replayed | None) -> dict[str, float | None]:
+    engines = {str(row["engine"]) for row in rows}
+    ratios: dict[str, float | None] = {}
+    for engine, prefix in (("embedded", ""), ("floor", "floor_"), ("vllm", "vllm_")):
+        if engine in engines:
+            ratios |= {f"{prefix}error_{name}": value for name, value in errors(rows, engine).items()}
+    if found is not None:
+        ratios["replay_identical"] = float(found.is_identical)
+        ratios["replay_step_error"] = found.step_error_p50
+        ratios["replay_order"] = found.order_ratio
+    return ratios
 
 
-def _median(rows: list[dict[str, object]], mark: str) -> float | None:
-    errors = [abs(float(row["error"])) for row in rows if mark in str(row["figure"])]  # type: ignore[arg-type]
-    return median(errors) if errors else None
-
-
-def _write(path: Path, rows: list[dict[str, object]], ratios: dict[str, float | None]) -> None:
+def _write(
+    path: Path, rows: list[Row], ratios: dict[str, float | None], words: list[str], found: Replayed | None
+) -> None:
     """Replace what stands between the markers."""
-    lines = ["| load | figure | measured | predicted | error |", "|---|---|---|---|---|"]
+    lines = ["| engine | load | figure | measured | predicted | error |", "|---|---|---|---|---|---|"]
     lines += [
-        f"| {row['load']} | {row['figure']} | {row['measured']:.1f} | {row['predicted']:.1f} | {row['error']:+.1%} |"
+        f"| {row['engine']} | {row['load']} | {row['figure']} | {row['measured']:.1f} | {row['predicted']:.1f} | "
+        f"{'-' if row['error'] is None else format(row['error'], '+.1%')} |"
         for row in rows
     ]
-    lines += ["", *(f"- `{name}`: {'-' if v is None else format(v, '.1%')}" for name, v in ratios.items())]
+    lines += ["", "Rows of the engine `floor` hold one run of the engine against another (`predicted`).", ""]
+    lines += [f"- `{name}`: {'-' if v is None else format(v, '.1%')}" for name, v in ratios.items()]
+    lines += [f"- {text}" for text in words]
+    if found is not None:
+        lines.append(
+            f"- journal of the knee: {found.events} events and {found.steps} steps, replayed "
+            f"{'with identical commands' if found.is_identical else 'with OTHER commands'}; on predicted step times "
+            f"{found.steps_predicted} steps, {found.busy_error:+.1%} busy time, a single step missed by "
+            f"{found.step_error_p50:.1%} (median) and {found.step_error_p95:.1%} (P95), the median request ended "
+            f"{found.end_error_s_p50:.2f} s off, and {found.order_ratio:.1%} of pairs ended in the same order"
+        )
     text = path.read_text(encoding="utf-8")
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)

@@ -97,6 +97,7 @@ def calibrate_source(  # noqa: PLR0913 - the options of a command
         values=fitted.values,
         error_before=fitted.error_before,
         error_after=fitted.error_after,
+        error_left_out=fitted.error_left_out,
         made_at=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         made_by=f"setpoint {version('setpoint')}",
     )
@@ -171,9 +172,15 @@ def _keep(console: Console, into: Path, book: Book, entry: Entry) -> None:
         f"+ {1e6 * c.token_s:.2f} us a prompt token; {1e3 * c.request_s:.1f} ms a request outside of steps"
     )
     console.print(
-        f"median error {entry.error_before:.1%} before, {entry.error_after:.1%} after, on the values fitted to; "
-        "measure one more load to see how far it holds"
+        f"median error {entry.error_before:.1%} before, {entry.error_after:.1%} after, on the values fitted to"
+        + (
+            "; measure two more loads to see how far it holds"
+            if entry.error_left_out is None
+            else f"; {entry.error_left_out:.1%} on each measurement under a fit to the others"
+        )
     )
+    if entry.error_left_out is not None and entry.error_left_out > entry.error_before:
+        console.print("[yellow]these measurements contradict each other: without a correction they are missed by less[/]")
     console.print(f"[dim]wrote {into}[/]")
 
 

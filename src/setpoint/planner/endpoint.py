@@ -23,9 +23,11 @@ from setpoint.loadgen.process import measure_in_process
 from setpoint.loadgen.prompts import Lexicon
 from setpoint.loadgen.target import EndpointTarget
 from setpoint.metrics import RequestRecord, rank_quantile
+from setpoint.model import StepShape
 from setpoint.planner.step_samples import Seen, outside_s, read_decoding, read_prompts
 from setpoint.steptime.learner import FixedStepTime
 from setpoint.steptime.model import StepTimeModel, fit
+from setpoint.units import Seconds
 from setpoint.workload import PlannedRequest
 from setpoint.workload.plan import Chance
 
@@ -34,9 +36,9 @@ Kind = Literal["lone", "together", "beside"]
 
 PROMPT_MIN = 16
 TOGETHER_OUTPUT = 40
-CLOCK_OUTPUT = 240
+CLOCK_OUTPUT = 120
 PROBE_OUTPUT = 2
-SAMPLES_MIN = 20
+SAMPLES_MIN = 26
 ROUNDS_MAX = 20
 _SHORT, _LONG = 24, 0.4
 
@@ -90,22 +92,35 @@ def carry_over_http(target: EndpointTarget, lexicon: Lexicon) -> Carry:
 
 
 def loads_of(limits: Limits, chance: Chance) -> list[Load]:
-    """Return the loads of one round, with the prompts of each in an order of its own."""
+    """Return the loads of one round, the prompts of each in an order of its own.
+
+    They go from both ends to the middle, so that a round that is cut short has seen the extremes.
+    """
     ladder = _doubled(1, limits.slots)
     grid = _doubled(PROMPT_MIN, limits.prompt_max)
     long_prompt = max(_SHORT, min(limits.prompt_max, int(_LONG * limits.context_tokens)))
     found = [Load(kind="lone", streams=1, plan=_prompts(_shuffled(grid, chance)))]
-    for count in ladder:
+    clocks = sorted({1, max(1, limits.slots // 4), limits.slots - 1} - {0}) if limits.slots > 1 else []
+    for place, count in enumerate(_inwards(ladder)):
         found.append(_together(count, min(_SHORT, long_prompt)))
         if count in {ladder[0], ladder[len(ladder) // 2], ladder[-1]}:
             found.append(_together(count, long_prompt))
-    clocks = {1, max(1, limits.slots // 4), limits.slots - 1} - {0}
-    room = limits.context_tokens - _SHORT
-    for count in sorted(clocks):
-        first = [_request(i, _SHORT, min(CLOCK_OUTPUT, room)) for i in range(count)]
-        probes = _prompts(_shuffled(grid, chance) + _shuffled(grid, chance), first_id=count)
-        found.append(Load(kind="beside", streams=count + 1, plan=(*first, *probes)))
+        if place < len(clocks):
+            beside = _inwards(clocks)[place]
+            room = limits.context_tokens - _SHORT
+            first = [_request(i, _SHORT, min(CLOCK_OUTPUT, room)) for i in range(beside)]
+            found.append(Load(kind="beside", streams=beside + 1, plan=(*first, *_probes(grid, beside, chance))))
     return found
+
+
+def _probes(grid: Sequence[int], first_id: int, chance: Chance) -> tuple[PlannedRequest, ...]:
+    return _prompts(_shuffled(grid, chance), first_id=first_id)
+
+
+def _inwards(values: Sequence[int]) -> list[int]:
+    """Return the values from both ends to the middle."""
+    left = list(values)
+    return [left.pop(0 if i % 2 == 0 else -1) for i in range(len(values))]
 
 
 def read(load: Load, records: Sequence[RequestRecord]) -> Seen:
@@ -124,19 +139,34 @@ def profile(
     is_over: Callable[[], bool],
     on_load: Callable[[Load], None] = lambda _: None,
 ) -> Outcome:
-    """Run rounds of loads until `is_over`, one at least, and fit; raises `EngineError` when nothing can be read."""
+    """Run rounds of loads until `is_over` and enough was seen, and fit; raises `EngineError` when it never is."""
     seen, rounds, seed = Seen(), 0, 0
-    while rounds < ROUNDS_MAX and (not rounds or not is_over()):
+    while rounds < ROUNDS_MAX and not (is_over() and _is_enough(seen, limits)):
         for load in loads_of(limits, chance):
             seed += 1
             on_load(load)
             records = carry(load, seed)
             _refuse_failure(records)
             seen.add(read(load, records))
-            if rounds and is_over():
+            if is_over() and _is_enough(seen, limits):
                 break
         rounds += 1
+    if not seen.chunk_max:
+        seen.add(_alone(seen))
     return _fitted(seen, chance, key, rounds)
+
+
+def _is_enough(seen: Seen, limits: Limits) -> bool:
+    if limits.slots == 1:
+        return len(seen.samples) + len(seen.lone) >= SAMPLES_MIN
+    return len(seen.samples) >= SAMPLES_MIN and seen.chunk_max > 0
+
+
+def _alone(seen: Seen) -> Seen:
+    """Return lone prompts as steps: on an engine of one sequence none runs beside another, and nothing tells more."""
+    shapes = [StepShape(0, 0, tokens, 0.5 * tokens**2, 1) for tokens, _ in seen.lone]
+    samples = [(shape, Seconds(seconds)) for shape, (_, seconds) in zip(shapes, seen.lone, strict=True)]
+    return Seen(samples=samples, chunk_max=max((tokens for tokens, _ in seen.lone), default=0))
 
 
 def _fitted(seen: Seen, chance: Chance, key: str, rounds: int) -> Outcome:

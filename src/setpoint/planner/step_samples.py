@@ -29,6 +29,7 @@ PART_TOKENS = 16
 
 _EDGE_TOKENS = 2
 _GAPS_MIN = 3
+_LONGER = 1.6
 
 
 class Seen(msgspec.Struct, kw_only=True):
@@ -121,7 +122,7 @@ def read_prompts(records: Iterable[RequestRecord], clocks: int) -> Seen:
         sample = _beside(probe, beside, probes)
         if sample is not None:
             seen.samples.append(sample)
-            seen.chunk_max = max(seen.chunk_max, sample[0].prefill_tokens)
+            seen.chunk_max = max(seen.chunk_max, sample[0].prefill_tokens, _chunk(probe, beside[0]))
             seen.decodes_max = max(seen.decodes_max, clocks + 1)
     return seen
 
@@ -149,6 +150,15 @@ def _beside(probe: _Stream, beside: Sequence[_Stream], probes: Sequence[_Stream]
         1,
     )
     return shape, _positive((first_at - start) / steps)
+
+
+def _chunk(probe: _Stream, clock: _Stream) -> int:
+    """Return the prompt tokens of one step, by how many steps were clearly longer than those without a prompt."""
+    gaps = sorted(b - a for a, b in pairwise(clock.at))
+    plain = gaps[len(gaps) // 4]
+    inside = [b - a for a, b in pairwise(clock.at) if b > probe.sent_at and a < probe.first_at - 0.5 * plain]
+    longer = sum(gap > _LONGER * plain for gap in inside)
+    return round(probe.prompt_tokens / longer) if longer else 0
 
 
 def _between(clock: _Stream, sent_at: float, first_at: float) -> tuple[float, int]:

@@ -46,13 +46,17 @@ class Value(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True):
-    """A correction, what it holds for, and the values that it was fitted to; errors are medians of |ln(ratio)|."""
+    """A correction, what it holds for, and the values that it was fitted to; errors are medians of |ln(ratio)|.
+
+    `error_left_out`: of each measurement under a fit to the others, where there are enough.
+    """
 
     key: Key
     correction: Correction
     values: tuple[Value, ...]
     error_before: float
     error_after: float
+    error_left_out: float | None = None
     made_at: str = ""
     made_by: str = ""
 

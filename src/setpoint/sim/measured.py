@@ -39,6 +39,8 @@ QUANTILES = {0.5: 1.0, 0.95: 0.5}
 BEYOND_MIN = 3.0
 """A quantile is compared where at least so many requests lie beyond it."""
 
+LEFT_OUT_MIN = 3
+
 Weighted = tuple[str, float, float]
 """Name, measured value, weight."""
 
@@ -115,40 +117,64 @@ Measurement = PublishedPoint | MeasuredRun
 
 
 class Fitted(msgspec.Struct, frozen=True, kw_only=True):
-    """A correction with what it was fitted to, and the median |ln(predicted / measured)| without it and with it."""
+    """A correction with what it was fitted to, and the median |ln(predicted / measured)| without it and with it.
+
+    `error_left_out`: the same of each measurement under a fit to the others; `None` with fewer than three.
+    """
 
     correction: Correction
     values: tuple[Value, ...]
     error_before: float
     error_after: float
+    error_left_out: float | None
 
 
 def calibrate(measurements: Sequence[Measurement], prior: Prior) -> Fitted:
     """Return the correction that fits the measurements best."""
-    measured = [value for one in measurements for value in one.measured]
-
-    def predicted(correction: Correction) -> list[float | None]:
-        return [value for one in measurements for value in one.predicted(correction)]
-
-    def residuals(correction: Correction) -> list[float | None]:
-        return [log_ratio(p, m) for p, (_, m, _) in zip(predicted(correction), measured, strict=True)]
-
-    correction, _ = fit_correction(residuals, [weight for _, _, weight in measured], prior)
-    before, after = predicted(prior.center), predicted(correction)
-    values = tuple(
-        Value(name=name, measured=value, before=b, after=a)
-        for (name, value, _), b, a in zip(measured, before, after, strict=True)
-    )
+    correction = _fit(measurements, prior)
+    measured = _measured(measurements)
+    before, after = _predicted(measurements, prior.center), _predicted(measurements, correction)
     return Fitted(
         correction=correction,
-        values=values,
-        error_before=_error(values, [v.before for v in values]),
-        error_after=_error(values, [v.after for v in values]),
+        values=tuple(
+            Value(name=name, measured=value, before=b, after=a)
+            for (name, value, _), b, a in zip(measured, before, after, strict=True)
+        ),
+        error_before=_error(measured, before),
+        error_after=_error(measured, after),
+        error_left_out=_left_out(measurements, prior) if len(measurements) >= LEFT_OUT_MIN else None,
     )
 
 
-def _error(values: Sequence[Value], predicted: Sequence[float | None]) -> float:
-    found = [log_ratio(p, v.measured) for v, p in zip(values, predicted, strict=True)]
+def _fit(measurements: Sequence[Measurement], prior: Prior) -> Correction:
+    measured = _measured(measurements)
+
+    def residuals(correction: Correction) -> list[float | None]:
+        predicted = _predicted(measurements, correction)
+        return [log_ratio(p, m) for p, (_, m, _) in zip(predicted, measured, strict=True)]
+
+    return fit_correction(residuals, [weight for _, _, weight in measured], prior)[0]
+
+
+def _left_out(measurements: Sequence[Measurement], prior: Prior) -> float:
+    """Return the error of each measurement under a fit to all the others."""
+    predicted: list[float | None] = []
+    for one in measurements:
+        correction = _fit([other for other in measurements if other is not one], prior)
+        predicted += one.predicted(correction)
+    return _error(_measured(measurements), predicted)
+
+
+def _measured(measurements: Sequence[Measurement]) -> list[Weighted]:
+    return [value for one in measurements for value in one.measured]
+
+
+def _predicted(measurements: Sequence[Measurement], correction: Correction) -> list[float | None]:
+    return [value for one in measurements for value in one.predicted(correction)]
+
+
+def _error(measured: Sequence[Weighted], predicted: Sequence[float | None]) -> float:
+    found = [log_ratio(p, value) for (_, value, _), p in zip(measured, predicted, strict=True)]
     return median([float("inf") if ratio is None else abs(ratio) for ratio in found])
 
 

@@ -85,6 +85,10 @@ def find_source(wanted: Wanted) -> Source:
 def corrected(source: Source, entry: Entry) -> Source:
     """Return the source with a correction on top."""
     of = f"{entry.key.engine or 'the engine'} {entry.key.version}".strip()
+    if entry.error_left_out is None:
+        error = f"is {entry.error_after:.0%}, on the very values that it was fitted to: others are missed by more"
+    else:
+        error = f"is {entry.error_left_out:.0%} on each measurement under a fit to the others"
     return msgspec.structs.replace(
         source,
         step_time=CorrectedStepTime(source.step_time, entry.correction),
@@ -92,8 +96,7 @@ def corrected(source: Source, entry: Entry) -> Source:
         request_s=entry.correction.request_s,
         name=f"{source.name}, calibrated",
         trust=f"calibrated on {len(entry.values)} values measured of {of}: their median error was "
-        f"{entry.error_before:.0%} before and is {entry.error_after:.0%} (those are the values that it was fitted to; "
-        "other loads are missed by more)",
+        f"{entry.error_before:.0%} before and {error}",
     )
 
 

@@ -22,8 +22,9 @@ ROUNDS = 8
 _SWEEPS = 400
 _NUDGE = 0.1
 _FLOOR = 0.05
+_NOISE = 0.1
 _SCALE_SPREAD = 0.5
-_SHARE = 0.5
+_SHARE = 1.0
 _PROBE_CONTEXT, _PROBE_DECODES, _PROBE_TOKENS = 512, 32, 512
 _REQUEST_SPREAD_S = 0.02
 _ABSENT = 3.0
@@ -108,7 +109,7 @@ class Prior(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def prior_of(base: StepTime, *, request_s: float = 0.0) -> Prior:
-    """Return the prior for a source: no correction, give or take half of what a step of each kind takes by it."""
+    """Return the prior for a source: no correction, give or take what a step of each kind takes by it."""
     step_s = base.seconds(1, _PROBE_CONTEXT)
     many_s = base.seconds(_PROBE_DECODES, _PROBE_DECODES * _PROBE_CONTEXT)
     prompt_s = base.seconds(0, 0, _PROBE_TOKENS, 0.5 * _PROBE_TOKENS**2, 1)
@@ -125,7 +126,9 @@ def prior_of(base: StepTime, *, request_s: float = 0.0) -> Prior:
 def fit_correction(
     residuals: Residuals, weights: Sequence[float], prior: Prior, *, rounds: int = ROUNDS
 ) -> tuple[Correction, float]:
-    """Return the correction that fits best, and its loss: weighted sum of |residual| and half the squared deviations.
+    """Return the correction that fits best, and its loss: weighted sum of |residual| / 0.1 and half the squared moves.
+
+    A value is taken to be off by 10 % or so by itself (Laplace), a number of the correction by its spread (Gauss).
 
     Of the corrections passed through, the one with the least loss is returned, so that it is never worse than none.
     """
@@ -167,7 +170,7 @@ def _normal(
         if at is None:
             continue
         slopes = [column[row] for column in columns]
-        weight = weights[row] / max(abs(at), _FLOOR)
+        weight = weights[row] / _NOISE / max(abs(at), _FLOOR)
         goal = sum(slope * unit for slope, unit in zip(slopes, units, strict=True)) - at
         for i, slope in enumerate(slopes):
             moment[i] += weight * slope * goal
@@ -193,4 +196,4 @@ def _loss(
 ) -> float:
     missed = sum(w * (_ABSENT if r is None else abs(r)) for r, w in zip(found, weights, strict=True))
     moved = sum(((x - c) / s) ** 2 for x, c, s in zip(now, center, spread, strict=True))
-    return missed + 0.5 * moved
+    return missed / _NOISE + 0.5 * moved
