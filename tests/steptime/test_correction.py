@@ -18,9 +18,7 @@ from setpoint.steptime.correction import (
 from setpoint.steptime.learner import FixedStepTime
 from setpoint.steptime.model import linear
 
-BASE = FixedStepTime(
-    linear(key="base", step_s=0.006, decode_s=0.0003, context_s=1e-7, prefill_s=0.00006, work_s=1e-9)
-)
+BASE = FixedStepTime(linear(key="base", step_s=0.006, decode_s=0.0003, context_s=1e-7, prefill_s=0.00006, work_s=1e-9))
 SHAPES = [StepShape(n, 400 * n) for n in (1, 4, 16, 64)]
 SHAPES += [StepShape(n, 400 * n, p, chunk_work(0, p), 1) for n in (0, 8, 32) for p in (64, 512, 2048)]
 corrections = st.builds(

@@ -180,7 +180,7 @@ def _keep(console: Console, into: Path, book: Book, entry: Entry) -> None:
         )
     )
     if entry.error_left_out is not None and entry.error_left_out > entry.error_before:
-        console.print("[yellow]these measurements contradict each other: without a correction they are missed by less[/]")
+        console.print("[yellow]these measurements contradict each other: no correction misses them by less[/]")
     console.print(f"[dim]wrote {into}[/]")
 
 

@@ -24,6 +24,7 @@ _ADD_MODEL = (
     "docs/models-and-hardware.md"
 )
 _ADD_HARDWARE = "add an entry to a TOML file and give that as --catalog: docs/models-and-hardware.md"
+_MODEL_MARK, _HARDWARE_MARK = "layers", "memory_gib"
 _NOT_SHAPE = ("source", "date", "aliases", "parameters_b", "active_b")
 _T = TypeVar("_T")
 
@@ -58,13 +59,13 @@ def hardware(name: str, *, extra: Path | None = None) -> Hardware:
 
 def models(*, extra: Path | None = None) -> dict[tuple[str, ...], Model]:
     """Return every model by its names, the user's first."""
-    own: dict[tuple[str, ...], Model] = _own(extra, _parse_models)
+    own: dict[tuple[str, ...], Model] = _own(extra, _MODEL_MARK, _parse_models)
     return own | {names: entry for names, entry in _shipped_models().items() if names not in own}
 
 
 def hardwares(*, extra: Path | None = None) -> dict[tuple[str, ...], Hardware]:
     """Return every accelerator by its names, the user's first."""
-    own: dict[tuple[str, ...], Hardware] = _own(extra, _parse_hardware)
+    own: dict[tuple[str, ...], Hardware] = _own(extra, _HARDWARE_MARK, _parse_hardware)
     return own | {names: entry for names, entry in _shipped_hardware().items() if names not in own}
 
 
@@ -93,7 +94,8 @@ def _shipped(name: str) -> str:
     return (files("setpoint") / "data" / name).read_text(encoding="utf-8")
 
 
-def _own(path: Path | None, parse: Any) -> Any:  # noqa: ANN401 - one of the two parsers, and what it returns
+def _own(path: Path | None, mark: str, parse: Any) -> Any:  # noqa: ANN401 - one of the two parsers, and what it returns
+    """Return the entries of the user's file that have the field `mark`: one file may hold models and hardware."""
     if path is None:
         return {}
     try:
@@ -102,7 +104,14 @@ def _own(path: Path | None, parse: Any) -> Any:  # noqa: ANN401 - one of the two
         raise ConfigError(
             f"cannot read {path}: {error.strerror}", hint="give a TOML file with one table an entry"
         ) from error
-    return parse(_table(text, str(path)), str(path))
+    entries = dict(_entries(_table(text, str(path)), str(path)))
+    for name, fields in entries.items():
+        if not {_MODEL_MARK, _HARDWARE_MARK} & set(fields):
+            raise ConfigError(
+                f"{path}: {name!r} is neither a model nor hardware: it has no {_MODEL_MARK} and no {_HARDWARE_MARK}",
+                hint="see docs/models-and-hardware.md for the fields",
+            )
+    return parse({name: fields for name, fields in entries.items() if mark in fields}, str(path))
 
 
 def _table(text: str, where: str) -> dict[str, Any]:
