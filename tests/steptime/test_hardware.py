@@ -74,7 +74,8 @@ def test_a_user_adds_a_card_and_may_overrule_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("x = ", "not TOML"), ("x = 1", "not a table"), ("[x]\nmemory_gib = 1", "missing required field")]
+    ("text", "message"),
+    [("x = ", "not TOML"), ("x = 1", "not a table"), ("[x]\nmemory_gib = 1", "missing required field")],
 )
 def test_a_broken_file_is_named(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "cards.toml"

@@ -35,7 +35,7 @@ _T = TypeVar("_T")
 Kind = Literal["lone", "together", "beside"]
 
 PROMPT_MIN = 16
-TOGETHER_OUTPUT = 40
+TOGETHER_OUTPUT, TOGETHER_TOKENS = 40, 4096
 CLOCK_OUTPUT = 120
 PROBE_OUTPUT = 2
 SAMPLES_MIN = 26
@@ -104,7 +104,7 @@ def loads_of(limits: Limits, chance: Chance) -> list[Load]:
     for place, count in enumerate(_inwards(ladder)):
         found.append(_together(count, min(_SHORT, long_prompt)))
         if count in {ladder[0], ladder[len(ladder) // 2], ladder[-1]}:
-            found.append(_together(count, long_prompt))
+            found.append(_together(count, max(_SHORT, min(long_prompt, TOGETHER_TOKENS // count))))
         if place < len(clocks):
             beside = _inwards(clocks)[place]
             room = limits.context_tokens - _SHORT
@@ -192,7 +192,7 @@ def _fitted(seen: Seen, chance: Chance, key: str, rounds: int) -> Outcome:
 
 def _refuse_failure(records: Sequence[RequestRecord]) -> None:
     failed = [record for record in records if record.is_failed]
-    if len(failed) * 2 > len(records):
+    if failed and len(failed) == len(records):
         first = failed[0]
         raise EngineError(
             f"{len(failed)} of {len(records)} requests failed ({first.error}): {first.detail}",
