@@ -29,13 +29,14 @@ def test_the_policy_and_the_judge_mean_the_same_deadline(
     )
     sequence = Sequence(request, ServiceClass(name="chat", slo=slo))
     assert sequence.token_deadline() is None
-    sequence.begin(Instant(arrived_at + waited_s))
+    first_token_at = Instant(arrived_at + waited_s)
+    sequence.begin(first_token_at)
     sequence.output_tokens = tokens
     due = decode_deadline(
         slo,
         arrived_at=request.arrived_at,
         prompt_tokens=request.prompt_tokens,
-        first_token_at=sequence.first_token_at,
+        first_token_at=first_token_at,
         tokens=Tokens(tokens),
     )
     assert sequence.token_deadline() == (None if due is None else pytest.approx(due))

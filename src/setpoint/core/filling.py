@@ -13,6 +13,8 @@ from itertools import accumulate
 from setpoint.core.ledger import Ledger, Sequence
 from setpoint.model import Binding, Bound, StepShape, StepTime, chunk_work
 
+_ALL_WORK = Binding("work")
+
 
 class Draft:
     """What the next step would compute, and what it would cost."""
@@ -56,7 +58,7 @@ class Draft:
         self.prefill_tokens = 0
         self.prefill_work = 0.0
         self.seconds = 0.0
-        self.binding = Binding("work")
+        self.binding = _ALL_WORK
         self.cap_s: float | None = None
 
     @property
@@ -86,26 +88,32 @@ class Draft:
 
     def price(self) -> float:
         """Return the predicted seconds of the step as it stands, 0 if it is empty, and keep them in `seconds`."""
-        self.seconds = 0.0 if self.is_empty else self._step_time.seconds(*self.shape)
+        decodes, chunks = len(self.decodes), len(self.chunks)
+        self.seconds = 0.0
+        if decodes or chunks:
+            self.seconds = self._step_time.seconds(
+                decodes, self.context_tokens, self.prefill_tokens, self.prefill_work, chunks
+            )
         return self.seconds
 
-    def add_decodes(self, sequences: Collection[Sequence]) -> list[Sequence]:
-        """Put in a decode of each of `sequences`, without a time limit; return those that no block or token is for."""
+    def add_all_decodes(self, sequences: Collection[Sequence]) -> bool:
+        """Put in a decode of each of `sequences`, without a time limit, if blocks and tokens are there for all."""
         block_tokens = self.ledger.capacity.block_tokens
         growing = [s for s in sequences if s.computed_tokens - s.cached_tokens >= s.blocks * block_tokens]
         if len(sequences) > self.tokens_left or len(growing) > self.free_blocks:
-            return self._add_some_decodes(sequences, block_tokens)
+            return False
         self.free_blocks -= len(growing)
         self.growing += growing
         self.tokens_left -= len(sequences)
         self.context_tokens += sum([s.computed_tokens for s in sequences])
         self.decodes += sequences
         self.price()
-        return []
+        return True
 
-    def _add_some_decodes(self, sequences: Iterable[Sequence], block_tokens: int) -> list[Sequence]:
-        """Do the same where there is not room for all."""
+    def add_decodes(self, sequences: Iterable[Sequence]) -> list[Sequence]:
+        """Put in a decode of each of `sequences`, without a time limit; return those that no block or token is for."""
         left_out = []
+        block_tokens = self.ledger.capacity.block_tokens
         for sequence in sequences:
             own = sequence.computed_tokens - sequence.cached_tokens
             is_full = own >= sequence.blocks * block_tokens
@@ -157,12 +165,13 @@ class Draft:
             blocker = self._no_room(sequence, reserve)
             if blocker is not None:
                 return blocker
+        remaining = sequence.remaining_tokens
         if cap_s is not None and not self.decodes and not self.chunks:
-            cap_s = max(cap_s, self._with_chunk(sequence, min(chunk_min, sequence.remaining_tokens)))
-        tokens, bound = self._largest_chunk(sequence, cap_s)
-        if bound == "slack" and tokens < (least := min(chunk_min, sequence.remaining_tokens)):
+            cap_s = max(cap_s, self._with_chunk(sequence, min(chunk_min, remaining)))
+        tokens, bound = self._largest_chunk(sequence, remaining, cap_s)
+        if bound == "slack" and tokens < (least := min(chunk_min, remaining)):
             tokens = min(least, self.tokens_left) if self.is_empty else 0
-            bound = None if tokens == sequence.remaining_tokens else bound
+            bound = None if tokens == remaining else bound
         if tokens < 1:
             return bound
         if sequence.slot is None:
@@ -214,10 +223,10 @@ class Draft:
             return "kv"
         return None
 
-    def _largest_chunk(self, sequence: Sequence, cap_s: float | None) -> tuple[int, Bound | None]:
+    def _largest_chunk(self, sequence: Sequence, remaining: int, cap_s: float | None) -> tuple[int, Bound | None]:
         """Return the largest chunk within tokens and `cap_s`, and what keeps it from being all that remains."""
-        high = min(sequence.remaining_tokens, self.tokens_left)
-        bound: Bound | None = "tokens" if high < sequence.remaining_tokens else None
+        high = min(remaining, self.tokens_left)
+        bound: Bound | None = "tokens" if high < remaining else None
         if cap_s is None or self._with_chunk(sequence, high) <= cap_s:
             return high, bound
         low = 0

@@ -199,7 +199,7 @@ class ReplicaMachine:
     def _plan(self) -> None:
         """Plan the next step; anew when all that it did was to take back, so that what was freed finds its use."""
         draft = self._drafted()
-        while draft.is_empty and draft.preempted:
+        while draft.preempted and draft.is_empty:
             draft = self._drafted()
         if draft.is_empty:
             self._sleep()

@@ -65,9 +65,9 @@ class Passes:
             self.at = self.ends[-1]
 
     def lay_out(self, world: World, hint: float) -> None:
-        """Lay further passes out, as long as they begin before `hint` and within the horizon."""
+        """Lay further passes out, as long as they begin before `hint` and within the horizon; unless it is closed."""
         until_at = min(hint, self.until_at)
-        if self.at >= until_at or not self.may_go_on:
+        if self.at >= until_at:
             return
         decodes = self.shape.decodes
         context = self.shape.context_tokens + len(self.ends) * decodes

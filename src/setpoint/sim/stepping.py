@@ -90,7 +90,6 @@ class SimulatedReplica:
         self._watch = watch
         self._is_skipping = is_skipping
         self._passes: Passes | None = None
-        self._wake_at = NEVER
 
     @property
     def passes_end_at(self) -> float:
@@ -111,13 +110,13 @@ class SimulatedReplica:
     def tick(self, hint: float = NEVER) -> None:
         """Do what is due at `next_at`: end or extend the passes, else wake the machine; `hint`: see the module."""
         passes = self._passes
-        if passes is None or self._wake_at < passes.at:
-            self.deliver(Tick(at=Instant(self._wake_at)), hint)
+        if passes is None:
+            self._handle(Tick(at=Instant(self.next_at)), hint)
             return
         if passes.may_go_on:
             passes.lay_out(self.world, hint)
             if passes.at > self.next_at:
-                self._schedule()
+                self.next_at = passes.at
                 return
         self._passes = None
         self._handle(self._end(passes), hint)
@@ -130,15 +129,15 @@ class SimulatedReplica:
         """Let every pass that begins after `at` take `factor` times as long as the world says."""
         if self._passes is not None:
             self._passes.cut(at)
+            self.next_at = self._passes.at
         self.world.factor = factor
-        self._schedule()
 
     def _handle(self, event: AnyEvent, hint: float) -> None:
         at = event.at
         commands = self.machine.handle(event)
         if self._journal is not None:
             self._journal(event, commands)
-        self._wake_at = NEVER
+        wake_at = NEVER
         for command in commands:
             kind = type(command)
             if kind is RunStep:
@@ -146,7 +145,7 @@ class SimulatedReplica:
             elif kind is Finish:
                 self._finish(self.lives.pop(command.request_id), at)  # type: ignore[union-attr]
             elif kind is WakeAt:
-                self._wake_at = command.at  # type: ignore[union-attr]
+                wake_at = command.at  # type: ignore[union-attr]
             elif kind is Reject:
                 self._reject(command, at)  # type: ignore[arg-type]
             elif kind is Preempt:
@@ -154,11 +153,8 @@ class SimulatedReplica:
                 self.lives.rest(command.request_id)  # type: ignore[union-attr]
             if self._watch is not None and kind is not RunStep:
                 self._watch.commanded(self.id, command, at)
-        self._schedule()
-
-    def _schedule(self) -> None:
-        passes = self._passes
-        self.next_at = self._wake_at if passes is None else min(self._wake_at, passes.at)
+        # the machine asks to be woken only while no step is in flight
+        self.next_at = wake_at if self._passes is None else self._passes.at
 
     def _finish(self, record: RequestRecord, at: float) -> None:
         record.ended_at = at
@@ -181,7 +177,7 @@ class SimulatedReplica:
         passes = self._passes = Passes(plan, shape, at, world.seconds(*shape) * world.factor, most)
         passes.left_out = self.lives.left_out(plan.decodes)
         if most > 1:
-            passes.lay_out(world, min(hint, self._wake_at))
+            passes.lay_out(world, hint)
 
     def _end(self, passes: Passes) -> StepFinished:
         plan, at = passes.plan, passes.at

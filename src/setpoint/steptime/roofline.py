@@ -67,6 +67,7 @@ class Roofline:
         self._sequence_s = e.sequence_s + (e.stream_s if is_streamed else 0.0)
         self.request_s = e.request_s
         self._step_s = e.step_s + e.layer_s * a.layers
+        self._line_from = self._window if self._window_s else 0
         self._bases: dict[int, float] = {}
 
     def _exchange(self, layout: Layout, hardware: Hardware, efficiency: Efficiency) -> None:
@@ -96,19 +97,21 @@ class Roofline:
         /,
     ) -> float:
         """Return the expected seconds of a step of this shape, zero for an empty one."""
-        if not prefill_tokens and (line := self.decode_line(decodes, context_tokens)) is not None:
-            return line[0] + context_tokens * line[1]
-        return self.seconds_of(decodes, context_tokens, prefill_tokens, prefill_work, prefills)
+        if prefill_tokens or context_tokens < decodes * self._line_from:
+            return self.seconds_of(decodes, context_tokens, prefill_tokens, prefill_work, prefills)
+        base_s = self._bases.get(decodes)
+        return (self._base(decodes) if base_s is None else base_s) + context_tokens * self._context_s
 
     def decode_line(self, decodes: int, context_tokens: int) -> tuple[float, float] | None:
         """Return (base, slope) of the time of pure decoding over the context; none while windows are not yet full."""
-        base_s = self._bases.get(decodes)
-        if base_s is None:
-            windows_s = decodes * self._window * self._window_s if self._window_s else 0.0
-            base_s = self._bases[decodes] = (self.seconds_of(decodes, 0.0) + windows_s) if decodes else 0.0
-        if self._window_s and context_tokens < decodes * self._window:
-            return None
-        return base_s, self._context_s
+        return None if context_tokens < decodes * self._line_from else (self._base(decodes), self._context_s)
+
+    def _base(self, decodes: int) -> float:
+        """Return the seconds of pure decoding with full windows, before the context that grows on; kept."""
+        if decodes not in self._bases:
+            windows_s = decodes * self._line_from * self._window_s
+            self._bases[decodes] = self.seconds_of(decodes, 0.0) + windows_s if decodes else 0.0
+        return self._bases[decodes]
 
     def seconds_of(
         self, decodes: float, context: float, prefill_tokens: float = 0.0, work: float = 0.0, prefills: float = 0.0

@@ -139,9 +139,10 @@ def decode_or_preempt(draft: Draft, decoding: Collection[Sequence], order: Calla
 
     The last sequence that runs is taken back only if it lacks KV even so: the capacity shrank below what it needs.
     """
-    wanted = decoding
-    if draft.blocks_short(decoding) > 0:
-        wanted = dict.fromkeys(decoding)
+    if draft.add_all_decodes(decoding):
+        return
+    wanted = dict.fromkeys(decoding)
+    if draft.blocks_short(wanted) > 0:
         candidates = sorted([*wanted, *draft.prefilling()], key=lambda s: (order(s), s.id))
         while draft.blocks_short(wanted) > 0 and len(candidates) > (draft.running > 1):
             victim = candidates.pop()
@@ -163,7 +164,7 @@ def decode_horizon(draft: Draft, state: State, *, is_gated: bool = False) -> Hor
         return Horizon(1)
     if ledger.waiting and not is_gated and draft.free_slots > 0:
         return Horizon(1)
-    expiry = ledger.next_expiry()
+    expiry = ledger.next_expiry() if ledger.waiting else None
     steps = min([s.output_tokens_max - s.output_tokens for s in decoding.values()])
     affordable = 1 + draft.free_blocks // len(decoding) * ledger.capacity.block_tokens
     return Horizon(max(1, min(steps, affordable)), until_at=None if expiry is None else Instant(expiry))

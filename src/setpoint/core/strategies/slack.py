@@ -96,8 +96,7 @@ class Slack(Strategy):
         decoding = ledger.decoding.values()
         urgency = Urgency.of(state) if ledger.harvests else None
         harvest = [s for s in decoding if urgency.is_spare(s)] if urgency is not None else []
-        spare = set(harvest)
-        self._decode(draft, [s for s in decoding if s not in spare] if spare else decoding, harvest)
+        self._decode(draft, decoding, harvest)
         if len(draft.decodes) == len(ledger.sequences):
             return
         limits = self._limits(draft, state)
@@ -109,9 +108,10 @@ class Slack(Strategy):
     def horizon(self, draft: Draft, state: State) -> Horizon:
         """Return for how many steps pure decoding goes on; beside batch work, while it keeps up with the targets."""
         base = decode_horizon(draft, state, is_gated=draft.binding.kind in {"slots", "kv"})
-        head = next(state.ledger.waiting_from(), None)
-        if base.steps == 1 or (head is None and not state.ledger.harvests):
+        ledger = state.ledger
+        if base.steps == 1 or not (ledger.waiting or ledger.harvests):
             return base
+        head = next(ledger.waiting_from(), None)
         if head is not None and not head.is_harvest:
             return Horizon(1)
         limits = self._limits(draft, state)
@@ -130,8 +130,12 @@ class Slack(Strategy):
         steps = 1 + bisect_right(range(1, base.steps), cap_s, key=draft.decode_seconds)
         return Horizon(steps, pace_s=min(paces, default=None), until_at=Instant(min(instants)) if instants else None)
 
-    def _decode(self, draft: Draft, protected: Collection[Sequence], harvest: list[Sequence]) -> None:
-        """Put in the protected decodes; where KV is short, batch work gives it up first."""
+    def _decode(self, draft: Draft, decoding: Collection[Sequence], harvest: list[Sequence]) -> None:
+        """Put in the decodes but those of `harvest`; where KV is short, these give it up first."""
+        yielding = set(harvest)
+        protected = [s for s in decoding if s not in yielding] if yielding else decoding
+        if draft.add_all_decodes(protected):
+            return
         while draft.blocks_short(protected) > 0:
             spare = [*harvest, *(s for s in draft.ledger.prefilling.values() if s.is_harvest)]
             victim = cheapest(draft, spare)
