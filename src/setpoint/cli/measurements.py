@@ -11,7 +11,7 @@ from setpoint.cli.bench_output import read_report
 from setpoint.errors import ConfigError, SetpointError, WorkloadError
 from setpoint.metrics import RequestRecord
 from setpoint.sim import catalog
-from setpoint.sim.calibrations import Key
+from setpoint.sim.calibrations import Key, format_words
 from setpoint.sim.published import Point, point
 
 _INSTANTS = ("scheduled_at", "sent_at", "first_token_at", "ended_at")
@@ -86,7 +86,7 @@ def _is_of(one: Point, key: Key) -> bool:
     except SetpointError:
         return False
     is_laid_out = any(x.tensor == key.tensor and x.pipeline == 1 and not x.is_spread for x in one.layouts)
-    named = (model, hardware, one.quantization.name, one.engine.removesuffix("-v0"))
+    named = (model, hardware, format_words(one.quantization), one.engine.removesuffix("-v0"))
     return is_laid_out and named == (key.model, key.hardware, key.quantization, key.engine.removesuffix("-v0"))
 
 

@@ -13,6 +13,7 @@ import msgspec
 
 from setpoint.errors import ConfigError
 from setpoint.steptime.correction import Correction
+from setpoint.steptime.quantization import Quantization
 
 SCHEMA = "setpoint.calibration/1"
 SourceKind = Literal["roofline", "kernel-tables", "fit"]
@@ -34,6 +35,11 @@ class Key(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         where = f" {self.quantization} on {self.tensor} x {self.hardware}" if self.hardware else ""
         engine = f", {self.engine or 'engine'} {self.version}" if self.version else ""
         return f"{self.model}{where} ({self.source}{engine})"
+
+
+def format_words(quantization: Quantization) -> str:
+    """Return the format of weights and KV cache as it stands in a key."""
+    return quantization.name + (" with fp8 KV" if quantization.kv_bytes == 1.0 else "")
 
 
 class Value(msgspec.Struct, frozen=True, kw_only=True):
