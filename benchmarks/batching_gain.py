@@ -92,9 +92,14 @@ class Bare:
 
     def __init__(self, bench: Bench, width: int) -> None:
         """Prefill `width` sequences of a context of its own."""
-        cells = width * (PROMPT_TOKENS + STEPS_MAX)
+        kv = bench.executor.kv
         self._context = Context(
-            bench.model, cells=cells, sequences=width, step_tokens_max=PROMPT_TOKENS, threads=bench.executor.threads
+            bench.model,
+            cells=kv.sequence_tokens * width,
+            sequences=width,
+            step_tokens_max=PROMPT_TOKENS,
+            threads=bench.executor.threads,
+            is_shared=kv.layout == "shared",
         )
         self._width = width
         self._position = PROMPT_TOKENS

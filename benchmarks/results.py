@@ -29,6 +29,7 @@ NAMES = (
     "core_cost",
     "overload",
     "sampling_cost",
+    "kv_layout",
 )
 HEAD = """# Results
 

@@ -206,7 +206,7 @@ def test_leaving_while_waiting_costs_no_step(executor: CountingExecutor) -> None
 def test_what_is_preempted_goes_on_as_if_nothing_had_happened(model: Model) -> None:
     watch = Watch()
     # each needs 3 of the 4 blocks before it ends
-    executor = CountingExecutor(model, slots=2, kv_tokens=64, prefix_tokens=0, prefixes=0, step_tokens_max=32)
+    executor = CountingExecutor(model, slots=2, kv_layout="shared", kv_tokens=64, prefixes=0, step_tokens_max=32)
     ask = asking(model, "The meaning of life is", 30)
 
     async def talk() -> list[list[GenerationEvent]]:

@@ -13,6 +13,7 @@ import sys
 import time
 import tomllib
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from importlib import import_module
 from pathlib import Path
@@ -64,12 +65,16 @@ def serve(  # noqa: PLR0913 - the options of a command
     ] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on.  [default: 127.0.0.1]")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on; 0 takes any.  [default: 8000]")] = None,
-    slots: Annotated[int | None, typer.Option(help="Sequences that run at once.  [default: 32]")] = None,
+    slots: Annotated[int | None, typer.Option(help="Sequences that run at once.  [default: 16]")] = None,
     context: Annotated[
-        int | None, typer.Option(help="Tokens of prompt and output of one sequence.  [default: the model's]")
+        int | None, typer.Option(help="Tokens of prompt and output of one sequence.  [default: 2048]")
+    ] = None,
+    kv_layout: Annotated[
+        str | None,
+        typer.Option(help="per-slot: faster; shared: any one sequence may use it all.  [default: per-slot]"),
     ] = None,
     kv_tokens: Annotated[
-        int | None, typer.Option(help="Tokens of KV cache over all sequences.  [default: 16384]")
+        int | None, typer.Option(help="Tokens of KV cache over all sequences.  [default: what slots and context need]")
     ] = None,
     step_tokens: Annotated[
         int | None, typer.Option(help="Tokens that one step computes at most.  [default: 512]")
@@ -103,6 +108,7 @@ def serve(  # noqa: PLR0913 - the options of a command
             "model": model,
             "slots": slots,
             "context_tokens": context,
+            "kv_layout": kv_layout,
             "kv_tokens": kv_tokens,
             "step_tokens_max": step_tokens,
             "threads": threads,
@@ -167,6 +173,7 @@ def load_engine(engine: EngineSettings) -> LoadedEngine:
     model = Model(path, gpu_layers=engine.gpu_layers or 0)
     sizes: dict[str, Any] = {
         "slots": engine.slots,
+        "kv_layout": engine.kv_layout,
         "kv_tokens": engine.kv_tokens,
         "prefix_tokens": engine.prefix_tokens,
         "step_tokens_max": engine.step_tokens_max,
@@ -187,7 +194,10 @@ def choose_step_time(settings: EngineSettings, executor: LlamaExecutor) -> StepT
     Only a model that was fitted to this engine counts. The warm-up runs in any case: it brings the memory in.
     """
     key = step_time_key(executor)
-    warm = warm_up(executor, time.monotonic, key=key)
+    # in a thread that ends: OpenMP counts the workers of every thread that ever computed as a burden on the cores, and
+    # lets those of the engine thread sleep at each barrier if they seem too many
+    with ThreadPoolExecutor(1) as thread:
+        warm = thread.submit(warm_up, executor, time.monotonic, key=key).result()
     kept = load_step_time(key)
     if settings.step_time_file is not None:
         path = Path(settings.step_time_file)

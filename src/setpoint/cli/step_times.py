@@ -35,7 +35,7 @@ def step_time_key(executor: LlamaExecutor) -> str:
         (
             f"{model.path.stem} {model.info.weight_bytes} bytes",
             f"{processor_name()} x {executor.threads} threads",
-            f"{native.provider} {native.version}",
+            f"{native.provider} {native.version}, KV {executor.kv.layout}",
         )
     )
 

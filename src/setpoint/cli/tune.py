@@ -33,7 +33,6 @@ from setpoint.units import Seconds
 from setpoint.workload import parse_lengths
 
 SECONDS_MIN = 20.0
-KV_TOKENS = 16384
 """Of the KV cache: room for 32 conversations of 500 tokens; `setpoint serve` has the same."""
 STRATEGIES_QUICK = ("slack", "continuous", "static")
 STRATEGIES_FULL = ("slack", "qoserve", "continuous", "static")
@@ -70,7 +69,7 @@ def tune(  # noqa: PLR0913 - the options of a command
         str | None, typer.Option(help="Prompt tokens: 256, uniform:100-500 or lognormal:mean=200,cv=0.8,max=2048.")
     ] = None,
     output: Annotated[str | None, typer.Option(help="Answer tokens, written like --prompt.")] = None,
-    slots: Annotated[int | None, typer.Option(help="Sequences that run at once.  [default: 32]")] = None,
+    slots: Annotated[int | None, typer.Option(help="Sequences that run at once.  [default: 16]")] = None,
     threads: Annotated[int | None, typer.Option(help="Threads of the engine.  [default: physical cores]")] = None,
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("setpoint-results"),
     seed: Annotated[int, typer.Option(help="Of every random draw.")] = 0,
@@ -91,7 +90,6 @@ def tune(  # noqa: PLR0913 - the options of a command
     asked = Asked(
         engine=EngineSettings(
             model=model,
-            kv_tokens=KV_TOKENS,
             slots=_positive("slots", slots),
             threads=_positive("threads", threads),
             quantize=quantize,

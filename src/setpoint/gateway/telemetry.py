@@ -6,6 +6,7 @@ finer than the field's where this project's targets lie (tens to hundreds of mil
 
 from collections import Counter as Tally
 from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
@@ -20,6 +21,9 @@ SECONDS = (*(ms / 1000.0 for ms in _MS), *(float(s) for s in _S))
 TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000)
 
 
+Metric = TypeVar("Metric", Counter, Gauge, Histogram)
+
+
 class Telemetry:
     """The metrics of one served model, in a registry of their own."""
 
@@ -27,6 +31,7 @@ class Telemetry:
         self.registry = CollectorRegistry()
         self._model_name = model_name
         self._class_names = tuple(class_names)
+        self._series: dict[tuple[object, ...], Any] = {}
         by_class, alone = ("model_name", "class"), ("model_name",)
         seconds = self._histogram
         self._ttft = seconds("time_to_first_token_seconds", "From the arrival to the first token.", by_class)
@@ -63,6 +68,14 @@ class Telemetry:
     def _gauge(self, name: str, text: str, labels: Sequence[str]) -> Gauge:
         return Gauge(f"setpoint:{name}", text, labels, registry=self.registry)
 
+    def _of(self, metric: Metric, *labels: str) -> Metric:
+        """Return the series of `metric` with these labels behind the model's name; looked up once."""
+        key = (id(metric), *labels)
+        series = self._series.get(key)
+        if series is None:
+            series = self._series[key] = metric.labels(self._model_name, *labels)
+        return series
+
     def render(self) -> bytes:
         """Return the text that Prometheus reads."""
         return generate_latest(self.registry)
@@ -73,15 +86,13 @@ class Telemetry:
 
     def observe(self, observation: Observation) -> None:
         """Take one observation of a driver in."""
-        model = self._model_name
         for metric, samples in (
             (self._queue, observation.queued),
             (self._ttft, observation.first_tokens),
             (self._itl, observation.gaps),
         ):
-            children = {class_name: metric.labels(model, class_name) for class_name, _ in samples}
             for class_name, seconds in samples:
-                children[class_name].observe(seconds)
+                self._of(metric, class_name).observe(seconds)
         outputs = (class_name for class_name, _ in (*observation.first_tokens, *observation.gaps))
         for counter, class_names in (
             (self._output, outputs),
@@ -89,7 +100,7 @@ class Telemetry:
             (self._relegated, observation.relegated),
         ):
             for class_name, count in Tally(class_names).items():
-                counter.labels(model, class_name).inc(count)
+                self._of(counter, class_name).inc(count)
         for record in observation.ended:
             self._count_request(record)
         if observation.step is not None:
@@ -97,31 +108,28 @@ class Telemetry:
         self._show_status(observation.status)
 
     def _count_step(self, step: StepRecord) -> None:
-        model = self._model_name
-        self._step.labels(model).observe(step.step_s)
-        self._forward.labels(model).observe(step.forward_s)
-        self._sampling.labels(model).observe(step.sampling_s)
-        self._predicted.labels(model).inc(step.predicted_s)
-        self._measured.labels(model).inc(step.step_s)
-        self._off.labels(model).inc(abs(step.predicted_s - step.step_s))
-        self._step_tokens.labels(model).observe(step.prefill_tokens + step.decode_tokens)
-        self._bound.labels(model, step.bound_by).inc()
+        self._of(self._step).observe(step.step_s)
+        self._of(self._forward).observe(step.forward_s)
+        self._of(self._sampling).observe(step.sampling_s)
+        self._of(self._predicted).inc(step.predicted_s)
+        self._of(self._measured).inc(step.step_s)
+        self._of(self._off).inc(abs(step.predicted_s - step.step_s))
+        self._of(self._step_tokens).observe(step.prefill_tokens + step.decode_tokens)
+        self._of(self._bound, step.bound_by).inc()
 
     def _count_request(self, record: RequestRecord) -> None:
-        labels = (self._model_name, record.class_name)
-        self._over.labels(*labels, record.outcome).inc()
-        self._prompt.labels(*labels).inc(record.prompt_tokens)
-        self._cached.labels(*labels).inc(record.cached_tokens)
+        self._of(self._over, record.class_name, record.outcome).inc()
+        self._of(self._prompt, record.class_name).inc(record.prompt_tokens)
+        self._of(self._cached, record.class_name).inc(record.cached_tokens)
         if record.outcome in ("stop", "length"):
-            self._e2e.labels(*labels).observe(record.e2e_s)
+            self._of(self._e2e, record.class_name).observe(record.e2e_s)
 
     def _show_status(self, status: DriverStatus) -> None:
-        model = self._model_name
         for gauge, counts in ((self._running, status.running), (self._waiting, status.waiting)):
             self._show(gauge, counts)
-        self._kv.labels(model).set(status.kv_blocks_used / status.kv_blocks if status.kv_blocks else 0.0)
-        self._slots.labels(model).set(status.slots)
+        self._of(self._kv).set(status.kv_blocks_used / status.kv_blocks if status.kv_blocks else 0.0)
+        self._of(self._slots).set(status.slots)
 
     def _show(self, gauge: Gauge, counts: Mapping[str, int]) -> None:
         for class_name in self._class_names:
-            gauge.labels(self._model_name, class_name).set(counts.get(class_name, 0))
+            self._of(gauge, class_name).set(counts.get(class_name, 0))

@@ -6,7 +6,7 @@ import msgspec
 
 from setpoint.model import ServiceClass
 from setpoint.planner.trial import Trial
-from setpoint.settings import EngineSettings, ServerSettings, Settings, StrategySettings
+from setpoint.settings import EngineSettings, KvLayout, ServerSettings, Settings, StrategySettings
 
 HOUR_S = 3600.0
 MILLION = 1e6
@@ -20,6 +20,7 @@ class OperatingPoint(msgspec.Struct, frozen=True, kw_only=True):
     model: str | None
     slots: int
     context_tokens: int
+    kv_layout: KvLayout
     kv_tokens: int
     step_tokens_max: int
     threads: int
@@ -34,6 +35,7 @@ class OperatingPoint(msgspec.Struct, frozen=True, kw_only=True):
             model=self.model,
             slots=self.slots,
             context_tokens=self.context_tokens,
+            kv_layout=self.kv_layout,
             kv_tokens=self.kv_tokens,
             step_tokens_max=self.step_tokens_max,
             threads=self.threads,

@@ -9,6 +9,7 @@ from setpoint.settings.parse import parse_settings
 from setpoint.settings.values import (
     ApiKey,
     EngineSettings,
+    KvLayout,
     ServerSettings,
     Settings,
     StrategySettings,
@@ -19,6 +20,7 @@ from setpoint.settings.write import settings_table
 __all__ = [
     "ApiKey",
     "EngineSettings",
+    "KvLayout",
     "ServerSettings",
     "Settings",
     "StrategySettings",

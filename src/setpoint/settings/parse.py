@@ -163,8 +163,6 @@ def _check(settings: Settings, faults: _Faults) -> None:
             f"a KV cache of {engine.kv_tokens} tokens cannot hold one sequence of context_tokens = "
             f"{engine.context_tokens}",
         )
-    if engine.kv_tokens and engine.prefix_tokens and engine.prefix_tokens >= engine.kv_tokens:
-        faults.add("engine.prefix_tokens", f"leaves nothing of kv_tokens = {engine.kv_tokens} for sequences")
     if engine.step_tokens_max and engine.slots and engine.step_tokens_max < engine.slots:
         faults.add(
             "engine.step_tokens_max",

@@ -12,6 +12,7 @@ from msgspec import Meta
 from setpoint.model import PRESETS, ServiceClass
 
 Tier = Literal["auto", "default", "flex", "priority"]
+KvLayout = Literal["per-slot", "shared"]
 """The values of the OpenAI API's `service_tier`; the file maps them to service classes."""
 
 Count = Annotated[int, Meta(ge=1)]
@@ -51,9 +52,11 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     model: Annotated[str, Meta(min_length=1)] | None = None
     slots: Annotated[int, Meta(ge=1, le=256)] | None = None
     context_tokens: Annotated[int, Meta(ge=16)] | None = None
+    kv_layout: KvLayout | None = None
+    """Whether each slot has KV of its own, or all take from one pool (`setpoint.engines.llamacpp.kv`)."""
     kv_tokens: Annotated[int, Meta(ge=16)] | None = None
     prefix_tokens: Annotated[int, Meta(ge=0)] | None = None
-    """Of `kv_tokens`, kept for prefixes that requests share (system prompts)."""
+    """Beside `kv_tokens`, for prefixes that requests share (system prompts)."""
     step_tokens_max: Annotated[int, Meta(ge=1)] | None = None
     threads: Annotated[int, Meta(ge=1, le=1024)] | None = None
     gpu_layers: Annotated[int, Meta(ge=0)] | None = None

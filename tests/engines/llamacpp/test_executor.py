@@ -10,19 +10,23 @@ from setpoint.engines.llamacpp.chat import ChatTemplate
 from setpoint.engines.llamacpp.executor import LlamaExecutor
 from setpoint.engines.llamacpp.model import Model
 from setpoint.errors import ConfigError, EngineError, ModelError, RequestError
+from setpoint.settings import KvLayout
 
 pytestmark = pytest.mark.model
 
 QUESTIONS = ("Name three fruits.", "Write a haiku.", "What is the capital of France?", "Count to five.")
 
 
-@pytest.fixture
-def executor(model: Model) -> Iterator[LlamaExecutor]:
+@pytest.fixture(params=["per-slot", "shared"])
+def executor(model: Model, request: pytest.FixtureRequest) -> Iterator[LlamaExecutor]:
     """Yield an executor that must hold no request, no KV and no pin when a test is over."""
-    made = LlamaExecutor(model, slots=4, kv_tokens=2048, step_tokens_max=128, prefixes=2, prefix_tokens=512)
+    layout: KvLayout = request.param
+    made = LlamaExecutor(
+        model, slots=4, kv_layout=layout, kv_tokens=1024, step_tokens_max=128, prefixes=2, prefix_tokens=512
+    )
     yield made
     assert made._sequences == {}
-    assert [made.slot_tokens(slot) for slot in range(4)] == [0] * 4
+    assert made.kv_held == 0
     assert all(stored.pins == 0 for stored in made._prefixes._stored)
     made.close()
 
@@ -35,7 +39,7 @@ def prompts(model: Model) -> list[tuple[int, ...]]:
 def test_it_is_an_executor(executor: LlamaExecutor) -> None:
     behind_the_seam: Executor = executor
     assert behind_the_seam.capacity.slots == 4
-    assert behind_the_seam.capacity.kv_blocks * 16 == 2048 - 512
+    assert behind_the_seam.capacity.kv_blocks * 16 == 1024
     assert behind_the_seam.capacity.step_tokens_max == 128
 
 
@@ -195,7 +199,7 @@ def test_a_failed_step_moves_nothing_and_may_be_tried_again(
 
 
 def test_more_kv_than_there_is_fails_the_step_and_not_the_process(model: Model) -> None:
-    executor = LlamaExecutor(model, slots=2, kv_tokens=256, step_tokens_max=256, prefixes=0, prefix_tokens=0)
+    executor = LlamaExecutor(model, slots=2, kv_layout="shared", kv_tokens=256, step_tokens_max=256, prefixes=0)
     for request_id in (0, 1):
         executor.prepare(request_id, generation([5] * 200))
         executor.admit(request_id, request_id)
@@ -208,7 +212,7 @@ def test_more_kv_than_there_is_fails_the_step_and_not_the_process(model: Model) 
 
 @pytest.mark.parametrize(
     ("prompt", "message"),
-    [((), "empty"), ((1,) * 2000, "1536"), ((1, 49152), "does not have"), ((-1,), "does not have")],
+    [((), "empty"), ((1,) * 2000, "together may have"), ((1, 49152), "does not have"), ((-1,), "does not have")],
 )
 def test_a_prompt_that_cannot_be_served_is_refused(
     executor: LlamaExecutor, prompt: tuple[int, ...], message: str
@@ -219,10 +223,10 @@ def test_a_prompt_that_cannot_be_served_is_refused(
 
 def test_sizes_that_contradict_each_other_are_refused(model: Model) -> None:
     with pytest.raises(ConfigError, match="does not fit"):
-        LlamaExecutor(model, kv_tokens=3000, step_tokens_max=4096)
+        LlamaExecutor(model, slots=1, kv_tokens=3000, prefixes=0, step_tokens_max=4096)
     with pytest.raises(ConfigError, match="not within 1 to 256"):
         LlamaExecutor(model, slots=300)
-    with pytest.raises(ConfigError, match="too few"):
-        LlamaExecutor(model, slots=1, kv_tokens=1024, prefix_tokens=1024)
+    with pytest.raises(ConfigError, match="each of 8 slots 0 tokens"):
+        LlamaExecutor(model, slots=8, kv_tokens=1024)
     with pytest.raises(ModelError, match="GiB are free"):
         LlamaExecutor(model, kv_tokens=1 << 30)

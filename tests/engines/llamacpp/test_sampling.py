@@ -235,9 +235,28 @@ class TestOnTheModel:
         for token in model.tokenize(said):
             assert grammar.is_allowed(token)
             grammar.accept(token)
-        quick, slow = logits(8, model.info.vocabulary), logits(8, model.info.vocabulary)
-        grammar.restrict(quick)
-        grammar.restrict(slow, np.arange(model.info.vocabulary))
-        assert np.array_equal(quick, slow)
-        assert np.isfinite(quick).any()
+        every, candidates = np.arange(model.info.vocabulary), grammar.candidates()
+        allowed = every[grammar.allowed(every)]
+        assert len(allowed)
+        assert np.array_equal(candidates[grammar.allowed(candidates)], allowed)
         grammar.close()
+
+    @pytest.mark.parametrize("text", ["root ::= [a-c]", 'root ::= "a" | "bc" | "é"', "root ::= [^b]+"])
+    def test_drawing_until_the_grammar_agrees_draws_from_the_masked_distribution(self, model: Model, text: str) -> None:
+        row = logits(5, model.info.vocabulary)
+        row[:3000] += 6.0
+        grammar = Grammar(model, text)
+        mask = grammar.allowed(np.arange(len(row)))
+        weights = np.where(mask, np.exp(row - row[mask].max()), 0.0)
+        expected = weights / weights.sum()
+        top = int(expected.argmax())
+        draws, scratch = 400, Scratch(len(row))
+        found = 0
+        for seed in range(draws):
+            one = Sampler(Sampling(seed=seed), scratch, prompt=NO_IDS, ends=NO_IDS, grammar=Grammar(model, text))
+            token = one.sample(row.copy())
+            one.close()
+            assert mask[token]
+            found += token == top
+        grammar.close()
+        assert abs(found - draws * expected[top]) < 4 * math.sqrt(draws * expected[top] * (1 - expected[top])) + 1

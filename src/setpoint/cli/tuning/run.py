@@ -32,7 +32,7 @@ from setpoint.planner.search import Time, floor_s, naive_rates, next_rate, stret
 from setpoint.planner.shortfall import smaller_types
 from setpoint.planner.trial import Trial
 from setpoint.seeds import stream
-from setpoint.settings import EngineSettings
+from setpoint.settings import EngineSettings, KvLayout
 from setpoint.steptime.model import StepTimeModel
 from setpoint.workload import AnyLengths
 
@@ -66,6 +66,8 @@ class Found(msgspec.Struct, kw_only=True):
     machine: Machine | None = None
     model: Subject | None = None
     capacity: Capacity | None = None
+    kv_tokens: int = 0
+    kv_layout: KvLayout = "per-slot"
     threads: int = 0
     demand: Demand | None = None
     profile: Profile | None = None
@@ -110,7 +112,8 @@ class Tuner:
         with model, closing(executor):
             found.machine = machine_facts(executor, self._load_before)
             found.model = model_facts(executor, name)
-            found.threads = executor.threads
+            found.threads, found.kv_tokens = executor.threads, executor.kv.room_tokens
+            found.kv_layout = executor.kv.layout
             found.capacity = msgspec.structs.replace(executor.capacity, slots=slots or executor.capacity.slots)
             found.demand = make_demand(
                 asked.shares,
@@ -260,7 +263,8 @@ class Tuner:
             model=engine.model,
             slots=found.capacity.slots,
             context_tokens=found.capacity.context_tokens_max,
-            kv_tokens=engine.kv_tokens or found.capacity.kv_blocks * found.capacity.block_tokens,
+            kv_layout=found.kv_layout,
+            kv_tokens=found.kv_tokens,
             step_tokens_max=found.capacity.step_tokens_max,
             threads=found.threads,
             quantize=engine.quantize,

@@ -1,8 +1,8 @@
-"""One llama.cpp context: a KV cache shared by many sequences, and the batch that a forward pass reads.
+"""One llama.cpp context: the KV cache of many sequences, and the batch that a forward pass reads.
 
-The cache is unified: one pool of cells, so any sequence may grow into any free cell, and sequences that share a prefix
-share its cells (copying a sequence copies no data). The arrays of the C batch are numpy arrays that are written in
-slices; llama.cpp reads them where they lie.
+Of a shared pool any sequence may grow into any free cell, and sequences that share a prefix share its cells: copying
+one copies no data. Where each sequence has cells of its own, copying one copies all of them, in the next pass. The
+arrays of the C batch are numpy arrays; llama.cpp reads them where they lie.
 """
 
 import ctypes
@@ -20,16 +20,18 @@ SEQUENCES_MAX: Final = 256
 """What llama.cpp itself allows (`LLAMA_MAX_SEQ`)."""
 
 _UBATCH_MAX: Final = 512
-_CELLS_STEP: Final = 256
 
 
 class Context:
     """The mutable half of an engine: KV cells and the batch. Used from one thread."""
 
-    def __init__(self, model: Model, *, cells: int, sequences: int, step_tokens_max: int, threads: int) -> None:
+    def __init__(
+        self, model: Model, *, cells: int, sequences: int, step_tokens_max: int, threads: int, is_shared: bool
+    ) -> None:
         """Reserve `cells` tokens of KV for `sequences` sequences, and a batch of `step_tokens_max` tokens.
 
-        A pass gives logits for at most one token of each sequence.
+        `is_shared`: the cells are one pool; otherwise each sequence has an equal part, a multiple of 256 (`kv`). A pass
+        gives logits for at most one token of each sequence.
 
         Raises ConfigError for sizes that contradict each other, and ModelError when the memory does not suffice.
         """
@@ -40,13 +42,13 @@ class Context:
         if not 1 <= step_tokens_max <= cells:
             raise ConfigError(f"a step of {step_tokens_max} tokens does not fit a KV cache of {cells} tokens")
         self._model, self._c = model, model.native.c
-        self.cells = -(-cells // _CELLS_STEP) * _CELLS_STEP
-        _check_memory(model, self.cells)
+        self._is_shared = is_shared
+        _check_memory(model, cells)
         params: Any = self._c.llama_context_default_params()
-        params.n_ctx, params.n_batch, params.n_seq_max = self.cells, step_tokens_max, sequences
+        params.n_ctx, params.n_batch, params.n_seq_max = cells, step_tokens_max, sequences
         params.n_ubatch, params.n_outputs_max = min(step_tokens_max, _UBATCH_MAX), sequences
         params.n_threads = params.n_threads_batch = threads
-        params.kv_unified = params.swa_full = True
+        params.kv_unified, params.swa_full = is_shared, True
         self._handle: int | None = self._c.llama_init_from_model(model.handle, params)
         if not self._handle:
             raise ModelError(
@@ -82,7 +84,12 @@ class Context:
 
     def copy(self, source: int, target: int, tokens: int) -> None:
         """Let sequence `target` hold the first `tokens` tokens of `source`."""
-        self._c.llama_memory_seq_cp(self._memory, source, target, 0, tokens)
+        if self._is_shared:
+            self._c.llama_memory_seq_cp(self._memory, source, target, 0, tokens)
+        else:
+            # only whole stretches of cells can be copied
+            self._c.llama_memory_seq_cp(self._memory, source, target, -1, -1)
+            self.drop(target, tokens)
 
     def drop(self, sequence: int, start: int = 0) -> None:
         """Free what `sequence` holds from position `start` on."""

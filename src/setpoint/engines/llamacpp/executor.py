@@ -1,37 +1,35 @@
 """The executor of the embedded engine: step plans in, tokens out, over one llama.cpp context.
 
-A step plan becomes one `llama_decode`: first one token of each decode, then the prompt chunks, each token labelled with
-the KV sequence (the slot) and the position that it belongs to. Logits are computed only for the tokens that are sampled
-from: every decode, and the last token of a prompt. The executor decides nothing; that the plan fits is the core's duty,
-and a plan that does not is a bug and fails an assertion.
+A step plan becomes one `llama_decode`: one token of each decode and the prompt chunks, each token labelled with the KV
+sequence and the position that it belongs to, in the order of the sequences (`kv` says why). Logits are computed only
+for the tokens that are sampled from: every decode, and the last token of a prompt. The executor decides nothing; that
+the plan fits is the core's duty, and a plan that does not is a bug and fails an assertion.
 
 *Preemption* frees the KV and keeps the tokens. Prompt and output so far then form the prompt that is prefilled again,
 in chunks as the plan says, and its last chunk yields the next new token; the state of the sampler (randomness,
 penalties, grammar) is kept, so that the output goes on as if nothing had happened. A shared prefix is not used again
 then.
 
-*Prefixes* live in KV sequences above the slots, in cells that the reported capacity leaves out (`prefix`).
+*Prefixes* live in KV sequences above those of the slots, in cells that the reported capacity leaves out (`prefix`).
 """
 
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final
 
 import numpy as np
 
 from setpoint.engines.api import Generation, SampledToken, StepOutput, TokenLogprob
 from setpoint.engines.llamacpp.context import Context, physical_cores
 from setpoint.engines.llamacpp.grammar import compile_grammar
+from setpoint.engines.llamacpp.kv import BLOCK_TOKENS, Places, plan_kv
 from setpoint.engines.llamacpp.model import Model
 from setpoint.engines.llamacpp.prefix import PrefixStats, PrefixStore, StoredPrefix
 from setpoint.engines.llamacpp.sampling import Floats, Sampler, Scratch, likeliest, log_total
-from setpoint.errors import ConfigError, EngineError, RequestError
+from setpoint.errors import EngineError, RequestError
 from setpoint.model import Capacity
+from setpoint.settings import KvLayout
 from setpoint.units import Blocks, Seconds, Tokens
-
-BLOCK_TOKENS: Final = 16
-"""llama.cpp's cells hold one token each; blocks only keep the ledger of the core short."""
 
 
 @dataclass
@@ -45,6 +43,8 @@ class _Sequence:
     prefix_tokens: int
     stored_tokens: int
     slot: int | None = None
+    place: int = -1
+    """The KV sequence, where it has a slot."""
     computed: int = 0
 
 
@@ -55,42 +55,50 @@ class LlamaExecutor:
         self,
         model: Model,
         *,
-        slots: int = 32,
-        kv_tokens: int = 16384,
+        slots: int = 16,
+        kv_layout: KvLayout = "per-slot",
+        kv_tokens: int | None = None,
         step_tokens_max: int = 512,
         context_tokens_max: int | None = None,
         threads: int | None = None,
         prefixes: int = 8,
-        prefix_tokens: int = 2048,
+        prefix_tokens: int = 4096,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         """Make an engine of `slots` sequences over `kv_tokens` of KV, of which `prefix_tokens` are for prefixes.
 
-        `threads` defaults to the physical cores, `context_tokens_max` to what the model was trained on and the KV cache
-        can hold. Raises ConfigError for sizes that contradict each other, ModelError when memory does not suffice.
+        `kv_layout` and the sizes that are `None`: see `kv`. `threads` defaults to the physical cores. No sequence may
+        be longer than what the model was trained on. Raises ConfigError for sizes that contradict each other,
+        ModelError when memory does not suffice.
         """
-        if not model.is_prefix_sharable:
-            prefixes = prefix_tokens = 0
-        room = kv_tokens - prefix_tokens
-        if slots < 1 or room < BLOCK_TOKENS or prefixes < 0 or prefix_tokens < 0:
-            raise ConfigError(f"{slots} slots and {room} tokens of KV beside {prefix_tokens} for prefixes are too few")
+        trained = model.info.context_tokens
+        self.kv = kv = plan_kv(
+            kv_layout,
+            slots=slots,
+            kv_tokens=kv_tokens,
+            context_tokens=context_tokens_max,
+            prefixes=prefixes if model.is_prefix_sharable else 0,
+            prefix_tokens=prefix_tokens,
+        )
         self.model, self._clock = model, clock
         self.threads = threads or physical_cores()
         self._context = Context(
             model,
-            cells=kv_tokens,
-            sequences=slots + prefixes,
+            cells=kv.cells,
+            sequences=slots + kv.prefixes,
             step_tokens_max=step_tokens_max,
             threads=self.threads,
+            is_shared=kv.layout == "shared",
         )
         self._capacity = Capacity(
             slots=slots,
-            kv_blocks=Blocks(room // BLOCK_TOKENS),
+            kv_blocks=Blocks(kv.room_tokens // BLOCK_TOKENS),
             block_tokens=Tokens(BLOCK_TOKENS),
             step_tokens_max=Tokens(step_tokens_max),
-            context_tokens_max=Tokens(min(context_tokens_max or room, model.info.context_tokens, room)),
+            context_tokens_max=Tokens(min(kv.sequence_tokens, trained)),
         )
-        self._prefixes = PrefixStore(range(slots, slots + prefixes), prefix_tokens if prefixes else 0, BLOCK_TOKENS)
+        self._places = Places(slots)
+        self._prefixes = PrefixStore(range(slots, slots + kv.prefixes), kv.prefix_tokens, BLOCK_TOKENS)
         self._scratch = Scratch(model.info.vocabulary)
         self._ends = np.fromiter(model.end_tokens, dtype=np.intp)
         self._sequences: dict[int, _Sequence] = {}
@@ -140,14 +148,15 @@ class LlamaExecutor:
         return self._sequences[request_id].prefix_tokens
 
     def admit(self, request_id: int, slot: int) -> None:
-        """Bind the request to the KV sequence `slot` and share its stored prefix, which is then unpinned."""
+        """Bind the request to the slot and share its stored prefix, which is then unpinned."""
         sequence = self._sequences[request_id]
         assert sequence.slot is None, f"request {request_id} has a slot already"
         assert 0 <= slot < self._capacity.slots, f"there is no slot {slot}"
-        assert self._context.length(slot) == 0, f"slot {slot} is taken"
+        assert all(s.slot != slot for s in self._sequences.values()), f"slot {slot} is taken"
         sequence.slot, sequence.computed = slot, 0
+        sequence.place = self._places.take(sequence.generation.class_name)
         if sequence.prefix is not None:
-            self._context.copy(sequence.prefix.sequence, slot, sequence.prefix_tokens)
+            self._context.copy(sequence.prefix.sequence, sequence.place, sequence.prefix_tokens)
             sequence.computed = sequence.prefix_tokens
             self._prefixes.count_hit(sequence.prefix_tokens)
             self._unpin(sequence)
@@ -158,20 +167,21 @@ class LlamaExecutor:
         Raises EngineError when the pass fails: then no sequence has moved, and the step may be tried again.
         """
         started = self._clock()
-        chunks = [(self._sequences[i], 1) for i in decodes] + [(self._sequences[i], n) for i, n in prefills]
-        sampled = self._fill(chunks, len(decodes))
+        known = self._sequences
+        assert all(known[i].computed == len(known[i].tokens) - 1 for i in decodes), "a decode has not been prefilled"
+        chunks = sorted([(known[i].place, i, 1) for i in decodes] + [(known[i].place, i, n) for i, n in prefills])
+        sampled = self._fill(chunks)
         try:
-            self._context.decode(sum(tokens for _, tokens in chunks))
+            self._context.decode(sum(tokens for _, _, tokens in chunks))
         except EngineError:
-            for sequence, _ in chunks:
-                self._context.drop(_slot(sequence), sequence.computed)
+            for place, request_id, _ in chunks:
+                self._context.drop(place, known[request_id].computed)
             raise
-        for sequence, tokens in chunks:
-            sequence.computed += tokens
+        for _, request_id, tokens in chunks:
+            known[request_id].computed += tokens
         forwarded = self._clock()
-        ids = [*decodes, *(i for i, _ in prefills)]
         rows = self._context.logits(len(sampled)) if sampled else ()
-        output = tuple(self._sample(ids[index], row) for index, row in zip(sampled, rows, strict=True))
+        output = tuple(self._sample(request_id, row) for request_id, row in zip(sampled, rows, strict=True))
         return StepOutput(
             tokens=output, forward_s=Seconds(forwarded - started), sampling_s=Seconds(self._clock() - forwarded)
         )
@@ -179,46 +189,49 @@ class LlamaExecutor:
     def preempt(self, request_id: int) -> None:
         """Free the slot and the KV of the request, and keep its tokens: its next prefill recomputes them all."""
         sequence = self._sequences[request_id]
-        self._context.drop(_slot(sequence))
+        assert sequence.slot is not None, "the sequence has no slot"
+        self._vacate(sequence)
         sequence.slot, sequence.computed = None, 0
 
     def release(self, request_id: int) -> None:
         """Forget the request and free all that it holds; at any point of its life."""
         sequence = self._sequences.pop(request_id)
         if sequence.slot is not None:
-            self._context.drop(sequence.slot)
+            self._vacate(sequence)
         self._unpin(sequence)
         sequence.sampler.close()
 
     def slot_tokens(self, slot: int) -> int:
         """Return how many tokens of KV the slot holds, as llama.cpp counts them."""
-        return self._context.length(slot)
+        return sum(self._context.length(s.place) for s in self._sequences.values() if s.slot == slot)
 
-    def _fill(self, chunks: list[tuple[_Sequence, int]], decodes: int) -> list[int]:
-        """Write the batch; return the indices in `chunks` of those that are sampled from."""
-        context = self._context
-        firsts = [sequence for sequence, _ in chunks[:decodes]]
-        context.token[:decodes] = [sequence.tokens[-1] for sequence in firsts]
-        context.position[:decodes] = [sequence.computed for sequence in firsts]
-        context.sequence[:decodes] = [_slot(sequence) for sequence in firsts]
-        context.is_output[:decodes] = 1
-        sampled = list(range(decodes))
-        end = decodes
-        for index, (sequence, tokens) in enumerate(chunks[decodes:], start=decodes):
-            start, end = end, end + tokens
-            done = sequence.computed + tokens
-            assert tokens > 0, "a chunk is empty"
-            assert done <= len(sequence.tokens), "a chunk goes beyond its prompt"
-            assert end <= len(context.token), "the plan is larger than a step may be"
-            context.token[start:end] = sequence.tokens[sequence.computed : done]
-            context.position[start:end] = np.arange(sequence.computed, done)
-            context.sequence[start:end] = _slot(sequence)
-            context.is_output[start:end] = 0
-            if done == len(sequence.tokens):
-                context.is_output[end - 1] = 1
-                sampled.append(index)
-        assert end > 0, "the plan is empty"
-        assert all(s.computed == len(s.tokens) - 1 for s in firsts), "a decode has not finished its prefill"
+    @property
+    def kv_held(self) -> int:
+        """How many tokens of KV the sequences of all slots hold, as llama.cpp counts them."""
+        return sum(self._context.length(place) for place in range(self._capacity.slots))
+
+    def _fill(self, chunks: list[tuple[int, int, int]]) -> list[int]:
+        """Write the batch of (place, request, tokens); return the requests that are sampled from, in its order."""
+        context, sampled = self._context, []
+        tokens: list[int] = []
+        positions: list[int] = []
+        places: list[int] = []
+        for place, request_id, count in chunks:
+            sequence = self._sequences[request_id]
+            start, end = sequence.computed, sequence.computed + count
+            assert sequence.slot is not None, "the sequence has no slot"
+            assert count > 0, "a chunk is empty"
+            assert end <= len(sequence.tokens), "a chunk goes beyond its prompt"
+            tokens += sequence.tokens[start:end]
+            positions += range(start, end)
+            places += [place] * count
+            context.is_output[len(tokens) - count : len(tokens)] = 0
+            if end == len(sequence.tokens):
+                context.is_output[len(tokens) - 1] = 1
+                sampled.append(request_id)
+        size = len(tokens)
+        assert 0 < size <= len(context.token), "the plan is empty, or larger than a step may be"
+        context.token[:size], context.position[:size], context.sequence[:size] = tokens, positions, places
         return sampled
 
     def _sample(self, request_id: int, row: Floats) -> SampledToken:
@@ -248,8 +261,12 @@ class LlamaExecutor:
         for victim in freed:
             self._context.drop(victim)
         if entry is not None:
-            self._context.copy(_slot(sequence), entry.sequence, len(tokens))
+            self._context.copy(sequence.place, entry.sequence, len(tokens))
         sequence.stored_tokens = 0
+
+    def _vacate(self, sequence: _Sequence) -> None:
+        self._context.drop(sequence.place)
+        self._places.give_back(sequence.place)
 
     def _unpin(self, sequence: _Sequence) -> None:
         if sequence.prefix is not None:
@@ -275,8 +292,3 @@ class LlamaExecutor:
                 param="prompt",
             )
         return tokens
-
-
-def _slot(sequence: _Sequence) -> int:
-    assert sequence.slot is not None, "the sequence has no slot"
-    return sequence.slot

@@ -10,9 +10,10 @@ every token; here everything runs over the logits where llama.cpp left them, in 
 - top-k needs only what reaches a bound that is cheap to find (`likeliest`), top-p only the order within one of many
   bins (`_nucleus`). Both are exact.
 
-A grammar is asked about the drawn token first, as one token is cheap to check; when it objects, the likeliest tokens
-are masked and the draw is repeated, and only then the whole vocabulary. A masked token never was a candidate, so (but
-for top-p and top-k, which count what is left) the distribution is that of masking first.
+A grammar is asked about the drawn token first, as one token is cheap to check. When it objects, or did the last time,
+the draw is among the tokens that begin with a character that may come, less those that it objects to: it is asked about
+the likeliest, and about the rest if the draw falls on one that it was not asked about and does not allow. So (but for
+top-p and top-k, which count what is left) the distribution is that of masking all the others first.
 
 Log-probabilities are those of the model: before bias, penalties, temperature and truncation.
 """
@@ -36,7 +37,8 @@ _BLOCK: Final = 256
 _GROUP: Final = 64
 _FLOORS: Final = (1e-3, 1e-5, 1e-7)
 _BIN_SHIFT: Final = 18
-_CHECKED_FIRST: Final = 256
+_CHECKED: Final = (1024, 1 << 62)
+"""How many of the likeliest candidates a grammar is asked about at once, round by round: at last all of them."""
 LOGPROBS_MAX: Final = 20
 BIASES_MAX: Final = 1024
 
@@ -47,21 +49,24 @@ class Scratch:
     def __init__(self, vocabulary: int) -> None:
         """Allocate for `vocabulary` tokens."""
         self.vocabulary = vocabulary
-        self._padded = np.zeros(-(-vocabulary // _BLOCK) * _BLOCK, dtype=np.float32)
+        self._size = -(-vocabulary // _BLOCK) * _BLOCK
+        self._padded = np.zeros(self._size, dtype=np.float32)
 
     def weights(self, row: Floats, temperature: float) -> Floats:
-        """Return `exp((row - max) / temperature)`, shape (vocabulary,), valid until the next call."""
-        weights = self._padded[: self.vocabulary]
+        """Return `exp((row - max) / temperature)` of up to `vocabulary` logits; valid until the next call."""
+        weights = self._padded[: len(row)]
         top = row.max()
         if not math.isfinite(top):
             raise EngineError("the model's logits are not finite numbers", hint="the model file may be damaged")
         np.subtract(row, top, out=weights)
         weights *= np.float32(1.0 / temperature)
+        self._size = -(-len(row) // _BLOCK) * _BLOCK
+        self._padded[len(row) : self._size] = 0.0
         return np.exp(weights, out=weights)
 
     def pick(self, point: float) -> int:
         """Return the token at `point` in [0, 1) of the running sum of the weights last computed."""
-        blocks = np.cumsum(self._padded.reshape(-1, _BLOCK).sum(axis=1), dtype=np.float64)
+        blocks = np.cumsum(self._padded[: self._size].reshape(-1, _BLOCK).sum(axis=1), dtype=np.float64)
         target = point * blocks[-1]
         block = min(int(np.searchsorted(blocks, target, side="right")), len(blocks) - 1)
         start = block * _BLOCK
@@ -86,15 +91,16 @@ def survivors(weights: Floats, sampling: Sampling) -> Ids:
             running = np.cumsum(weights[ids], dtype=np.float64)
             ids = ids[: int(np.searchsorted(running, sampling.top_p * running[-1])) + 1]
         return ids
-    ids = np.flatnonzero(weights >= sampling.min_p)
     if sampling.top_p >= 1.0:
-        return ids
-    mass = sampling.top_p * float(weights[ids].sum(dtype=np.float64))
+        return np.flatnonzero(weights >= sampling.min_p)
+    total = weights.sum() if sampling.min_p <= 0.0 else weights[weights >= sampling.min_p].sum()
+    mass = sampling.top_p * float(total)
     for floor in _FLOORS:
         likely = np.flatnonzero(weights >= max(floor, sampling.min_p))
         values = weights[likely]
         if float(values.sum(dtype=np.float64)) > mass:
             return likely[_nucleus(values, mass)]
+    ids = np.flatnonzero(weights >= sampling.min_p)
     return ids[_nucleus(weights[ids], mass)]
 
 
@@ -133,13 +139,18 @@ class Sampler:
         self._bias_ids = np.fromiter(sampling.logit_bias, dtype=np.intp)
         self._bias = np.fromiter(sampling.logit_bias.values(), dtype=np.float32)
         self._is_output_penalized = bool(sampling.presence_penalty or sampling.frequency_penalty)
-        self._counts = np.zeros(scratch.vocabulary if self._is_output_penalized else 0, dtype=np.int32)
-        self._is_seen = np.zeros(scratch.vocabulary if sampling.repetition_penalty != 1.0 else 0, dtype=np.bool_)
-        if len(self._is_seen):
-            self._is_seen[prompt] = True
+        self._counts: dict[int, int] = {}
+        self._is_repetition_penalized = sampling.repetition_penalty != 1.0
+        self._seen = dict.fromkeys(prompt.tolist()) if self._is_repetition_penalized else {}
         self._is_edited = bool(
-            len(self._bias) or len(self._counts) or len(self._is_seen) or grammar or sampling.is_eos_ignored
+            len(self._bias)
+            or self._is_output_penalized
+            or self._is_repetition_penalized
+            or grammar
+            or sampling.is_eos_ignored
         )
+        self._is_at_odds = False
+        """Whether the grammar last left few tokens and not the one drawn: then it is asked before the next draw."""
         self.is_plain = sampling.temperature == 0.0 and not self._is_edited
 
     def sample(self, row: Floats) -> int:
@@ -151,41 +162,51 @@ class Sampler:
         token = self._draw(row) if self._grammar is None else self._draw_allowed(row, self._grammar)
         if token < 0:
             return token
-        if len(self._counts):
-            self._counts[token] += 1
-        if len(self._is_seen):
-            self._is_seen[token] = True
+        if self._is_output_penalized:
+            self._counts[token] = self._counts.get(token, 0) + 1
+        if self._is_repetition_penalized:
+            self._seen[token] = None
         return token
 
     def _edit(self, row: Floats) -> None:
         sampling = self.sampling
         if len(self._bias):
             row[self._bias_ids] += self._bias
-        if len(self._is_seen):
-            ids = np.flatnonzero(self._is_seen)
+        if self._seen:
+            ids = np.fromiter(self._seen, dtype=np.intp)
             seen = row[ids]
             factor = np.float32(sampling.repetition_penalty)
             row[ids] = np.where(seen > 0, seen / factor, seen * factor)
-        if len(self._counts):
-            ids = np.flatnonzero(self._counts)
-            row[ids] -= (
-                np.float32(sampling.presence_penalty) + np.float32(sampling.frequency_penalty) * self._counts[ids]
-            )
+        if self._counts:
+            ids = np.fromiter(self._counts, dtype=np.intp)
+            counts = np.fromiter(self._counts.values(), dtype=np.float32)
+            row[ids] -= np.float32(sampling.presence_penalty) + np.float32(sampling.frequency_penalty) * counts
         if sampling.is_eos_ignored:
             row[self._ends] = -np.inf
 
     def _draw_allowed(self, row: Floats, grammar: Grammar) -> int:
-        token = self._draw(row)
-        if not grammar.is_allowed(token):
-            grammar.restrict(row, likeliest(row, min(_CHECKED_FIRST, len(row))))
-            token = self._draw(row)
-        if not grammar.is_allowed(token):
-            grammar.restrict(row)
-            if row.max() == -np.inf:
-                return -1
-            token = self._draw(row)
-        grammar.accept(token)
+        token = -1 if self._is_at_odds else self._draw(row)
+        self._is_at_odds = token < 0 or not grammar.is_allowed(token)
+        if self._is_at_odds:
+            token = self._draw_candidate(row, grammar)
+        if token >= 0:
+            grammar.accept(token)
         return token
+
+    def _draw_candidate(self, row: Floats, grammar: Grammar) -> int:
+        """Return an allowed token, or -1 when there is none."""
+        ids = grammar.candidates()
+        left = row[ids]
+        self._is_at_odds = len(ids) < _CHECKED[0]
+        for checked in _CHECKED:
+            some = likeliest(left, min(checked, len(left)))
+            left[some[~grammar.allowed(ids[some])]] = -np.inf
+            if not len(left) or left.max() == -np.inf:
+                return -1
+            token = int(ids[self._draw(left)])
+            if len(some) == len(left) or grammar.is_allowed(token):
+                return token
+        raise AssertionError("the last round asks about all of them")
 
     def _draw(self, row: Floats) -> int:
         sampling = self.sampling
