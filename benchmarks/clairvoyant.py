@@ -46,14 +46,18 @@ def relaxed_capacity(name: str, bound: float, count: int, seed: int = 1) -> floa
 
 def relaxed_attainment(workload: Workload, rate: float, count: int, seed: int) -> float:
     """Return the most of the requests after the warm-up that could be in time, by the linear program."""
-    from scipy.optimize import linprog  # noqa: PLC0415 - this part alone needs it
-    from scipy.sparse import csr_matrix  # noqa: PLC0415
-
     requests = list(arrivals(workload, rate, count, seed))
     first = next(i for i, a in enumerate(requests) if a.request.arrived_at > WARM_UP * requests[-1].request.arrived_at)
     slo = workload.flows[0].service_class.slo
-    ttft_s, tpot_s = float(slo.ttft_s or 0.0), float(slo.tpot_s or 0.0)
     judged = requests[first:]
+    return relaxed_in_time(judged, float(slo.ttft_s or 0.0), float(slo.tpot_s or 0.0)) / len(judged)
+
+
+def relaxed_in_time(judged: Sequence[Arrival], ttft_s: float, tpot_s: float) -> float:
+    """Return an upper limit on how many of the requests, in order of arrival, any policy can serve in time."""
+    from scipy.optimize import linprog  # noqa: PLC0415 - this part alone needs it
+    from scipy.sparse import csr_matrix  # noqa: PLC0415
+
     rows: list[int] = []
     columns: list[int] = []
     values: list[float] = []
@@ -72,7 +76,7 @@ def relaxed_attainment(workload: Workload, rate: float, count: int, seed: int) -
             limits.append(1.0)
     matrix = csr_matrix((values, (rows, columns)), shape=(len(limits), len(judged)))
     found = linprog([-1.0] * len(judged), A_ub=matrix, b_ub=limits, bounds=(0.0, 1.0), method="highs")
-    return float(-found.fun) / len(judged)
+    return float(-found.fun)
 
 
 def _work_inside(arrival: Arrival, end: float, ttft_s: float, tpot_s: float) -> float:
