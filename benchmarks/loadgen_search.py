@@ -19,7 +19,7 @@ import msgspec
 from policy_worlds import A100, CAPACITY
 from reporting import Row, arguments, report, say
 
-from setpoint.loadgen.experiment import find_max_rate
+from setpoint.loadgen.trials import find_max_rate
 from setpoint.loadgen.search import SearchSettings, Trial, TrialResult
 from setpoint.metrics import RequestRecord, judge, overload, parse_objectives
 from setpoint.model import ServiceClass, Slo

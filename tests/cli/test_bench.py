@@ -1,6 +1,7 @@
 """`setpoint bench` and `setpoint compare` as a user meets them, against the null server."""
 
 import json
+import random
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -23,7 +24,7 @@ from setpoint.errors import ConfigError, WorkloadError
 from setpoint.loadgen.compare import compare, differences
 from setpoint.loadgen.scrape import parse_prometheus, sample_of
 from setpoint.metrics import parse_objectives
-from setpoint.metrics.knee import find_knee
+from setpoint.metrics.knee import Slice, find_knee, knee_with_interval
 from setpoint.workload import Diurnal, Ramp, Stairs, Steady
 
 
@@ -190,3 +191,30 @@ def test_the_knee_is_where_the_curve_turns() -> None:
     assert knee.index in {3, 4}
     assert knee.first <= knee.index <= knee.last
     assert find_knee([1.0, 2.0], [1.0, 1.0]) is None
+
+
+def curve_of(throughputs: list[float], latencies: list[float], noise: float) -> list[list[Slice]]:
+    """Return the points of a curve in slices whose throughput and latency scatter by `noise`."""
+    chance = random.Random(1)
+    return [
+        [
+            Slice(1.0, x * (1.0 + noise * chance.gauss(0, 1)), 10 * y * (1.0 + noise * chance.gauss(0, 1)), 10)
+            for _ in range(20)
+        ]
+        for x, y in zip(throughputs, latencies, strict=True)
+    ]
+
+
+def test_the_interval_of_the_knee_is_narrow_where_it_is_sharp_and_widens_with_noise() -> None:
+    x, y = [10.0, 20.0, 40.0, 78.0, 80.0, 81.0, 82.0], [1.0, 1.0, 1.02, 1.1, 2.0, 4.0, 8.0]
+    sharp = knee_with_interval(curve_of(x, y, 0.02), random.Random(2))
+    assert sharp is not None
+    assert (sharp.first, sharp.index, sharp.last) == (3, 3, 3)
+    assert sharp.share == 1.0
+    blunt = [10.0, 18.0, 26.0, 33.0, 39.0, 44.0, 48.0]
+    wide = knee_with_interval(curve_of(blunt, [1.0, 1.1, 1.25, 1.5, 1.9, 2.5, 3.4], 0.4), random.Random(2))
+    assert wide is not None
+    assert wide.last - wide.first >= 2
+    assert wide.share is not None
+    assert wide.share < 1.0
+    assert knee_with_interval(curve_of(x[:3], y[:3], 0.1), random.Random(2)) is None

@@ -2,15 +2,18 @@
 
 import asyncio
 import contextlib
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from setpoint.errors import ConfigError, EngineError
+from setpoint.loadgen.ceiling import FILE, Ceiling, ceiling
 from setpoint.loadgen.client import RunOptions
 from setpoint.loadgen.health import ClientSamples, judge_client
 from setpoint.loadgen.null_server import chunk
@@ -264,3 +267,50 @@ def test_a_wide_target_allows_more_lag() -> None:
 def test_a_run_without_records_has_no_summary() -> None:
     run = Run(target=EndpointTarget(url="x"), options=RunOptions(), start_at=0.0, records=[], samples=[])
     assert run.summary() is None
+
+
+def test_a_request_to_vllm_names_its_class_and_targets_for_the_plug_in() -> None:
+    targets = {"chat": ClassTargets(band=1, ttft_ms=200.0)}
+    one = PlannedRequest(id=0, at_s=0.0, prompt_tokens=1, output_tokens=1, class_name="chat")
+    body = json.loads(request_body(EndpointTarget(url="http://x", engine="vllm", classes=targets), one, "hi", []))
+    assert body["vllm_xargs"] == {"setpoint.class": "chat", "setpoint.ttft_ms": 200.0}
+    assert body["priority"] == 1
+    for target in (
+        EndpointTarget(url="http://x", engine="vllm"),
+        EndpointTarget(url="http://x", engine="sglang", classes=targets),
+    ):
+        assert "vllm_xargs" not in json.loads(request_body(target, one, "hi", []))
+
+
+def test_a_loop_that_stood_still_was_stopped_and_is_told_so() -> None:
+    stopped = ClientSamples(loop_lags=[0.001] * 1000 + [17.0], wall_s=30.0, cpu_s=0.3, offered=10, sent=10)
+    found = judge_client([stopped])
+    assert found.stalled_s == 17.0
+    assert "stood still for 17.0 s" in found.faults[0]
+
+
+def test_two_late_sends_of_a_hundred_convict_nobody_and_five_do() -> None:
+    def late(count: int) -> bool:
+        lags = [0.001] * (100 - count) + [0.05] * count
+        return not judge_client([ClientSamples(dispatch_lags=lags, wall_s=1.0, offered=100, sent=100)]).is_valid
+
+    assert (late(2), late(5)) == (False, True)
+
+
+def test_the_client_is_measured_against_its_own_ceiling(tmp_path: Path) -> None:
+    found = ceiling("1.0", tmp_path)
+    assert found > 1000.0
+    kept = Ceiling(
+        events_per_s=123.0, made_on=msgspec.json.decode((tmp_path / FILE).read_bytes(), type=Ceiling).made_on
+    )
+    (tmp_path / FILE).write_bytes(msgspec.json.encode(kept))
+    assert ceiling("1.0", tmp_path) == 123.0
+    busy = ClientSamples(events=100, wall_s=1.0, offered=1, sent=1)
+    assert judge_client([busy], ceiling_eps=123.0).faults == ("the client ran at 81% of its own ceiling, 50% allowed",)
+
+
+def test_an_authority_that_is_no_certificate_is_a_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "ca.pem"
+    path.write_text("nonsense")
+    with pytest.raises(ConfigError, match="cannot read the certificate authority"):
+        identify(EndpointTarget(url="https://127.0.0.1:9", ca_file=str(path)))

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from setpoint.errors import WorkloadError
 from setpoint.metrics import RequestRecord
-from setpoint.metrics.objective import Objective, judge, slos_of, verdict_of, violations
+from setpoint.metrics.objective import Objective, judge, slos_of, tightest_s, verdict_of, violations
 from setpoint.metrics.sequential import look, sprt
 from setpoint.metrics.slo_text import MLPERF, parse_objectives
 
@@ -155,3 +155,54 @@ def test_objectives_of_a_class_become_one_slo() -> None:
     assert slos["chat"].tpot_s == pytest.approx(0.05)
     assert slos["chat"].percentile == 0.95
     assert slos["batch"].e2e_s == 30.0
+
+
+def test_a_joint_objective_counts_requests_that_miss_any_part() -> None:
+    def one(number: int, ttft_s: float, tpot_s: float) -> RequestRecord:
+        return RequestRecord(
+            id=number,
+            class_name="c",
+            scheduled_at=0.0,
+            sent_at=0.0,
+            first_token_at=ttft_s,
+            ended_at=ttft_s + 10 * tpot_s,
+            output_tokens=11,
+        )
+
+    records = [one(0, 0.1, 0.01), one(1, 0.3, 0.01), one(2, 0.1, 0.09), one(3, 0.3, 0.09)]
+    (joint,) = parse_objectives("(ttft<200ms & tpot<50ms)_p95")
+    assert violations(records, joint) == [0.0, 1.0, 1.0, 1.0]
+    ttft, tpot = parse_objectives("ttft_p95<200ms, tpot_p95<50ms")
+    assert sum(violations(records, joint)) >= max(sum(violations(records, each)) for each in (ttft, tpot))
+    assert tightest_s([joint, tpot]) == pytest.approx(0.2)
+    slo = slos_of([joint])["*"]
+    assert (slo.ttft_s, slo.tpot_s, slo.percentile) == pytest.approx((0.2, 0.05, 0.95))
+
+
+def test_a_joint_objective_reads_as_it_is_written() -> None:
+    text = "chat: (ttft<200ms & e2e<2s)_p90"
+    (one,) = parse_objectives(text)
+    assert one.text == text
+    assert parse_objectives(f"{one.text}, ttft_p90<1s")[0] == one
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint", "at"),
+    [
+        ("(ttft<200ms & speed<1ms)_p95", "unknown metric 'speed'", 14),
+        ("(ttft<200ms & tpot<50)_p95", "expected METRIC<LIMIT", 14),
+        ("(ttft<200ms", "expected .METRIC<LIMIT", 11),
+        ("(ttft<200ms & ttft<3ms)_p95", "limited twice", 14),
+        ("(ttft<2ms)_p101", "a percentile lies", 12),
+    ],
+)
+def test_a_fault_inside_a_joint_objective_is_pointed_at(text: str, complaint: str, at: int) -> None:
+    with pytest.raises(WorkloadError, match=complaint) as caught:
+        parse_objectives(text)
+    assert caught.value.message.splitlines()[-1].index("^") == at + 2
+
+
+def test_a_queue_time_that_no_server_tells_meets_no_objective() -> None:
+    record = RequestRecord(id=0, class_name="c", scheduled_at=0.0, sent_at=0.0, first_token_at=0.1, ended_at=0.2)
+    (queue,) = parse_objectives("queue_p95<1s")
+    assert judge([record] * 100, queue).requests == 0

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from setpoint.metrics import RequestRecord, drift, little_error, mser5, overload, summarize
+from setpoint.metrics import RequestRecord, drift, little_allowed, little_error, mser5, overload, summarize
 from setpoint.model import Slo
 from setpoint.units import Seconds
 
@@ -152,3 +152,23 @@ def test_gaps_are_pooled_over_tokens_and_classes_are_kept_apart() -> None:
 def test_an_empty_run_is_refused() -> None:
     with pytest.raises(ValueError, match="no records"):
         summarize([])
+
+
+def test_a_short_window_is_not_convicted_by_its_edges_and_a_growing_backlog_is() -> None:
+    steady = [summarize(served(rate=5.0, service_s=0.1, n=60, seed=seed)).is_stationary for seed in range(40)]
+    assert sum(steady) >= 36
+    assert not summarize(served(rate=20.0, service_s=0.1, n=2000)).is_stationary
+
+
+def test_the_gap_that_edges_explain_shrinks_with_the_window() -> None:
+    assert little_allowed(10.0, 2.0, 4.0) > little_allowed(20.0, 2.0, 4.0) > 0.05
+    assert little_allowed(1e6, 2.0, 4.0) == 0.05
+
+
+def test_one_example_of_each_kind_of_error_is_kept() -> None:
+    records = served(rate=5.0, service_s=0.01, n=40)
+    for number in (10, 20):
+        records[number].error = "rate_limited"
+        records[number].detail = f"HTTP 429, the {number}th"
+    summary = summarize(records, window=(records[0].scheduled_at, records[-1].scheduled_at))
+    assert summary.overall.error_details == {"rate_limited": "HTTP 429, the 10th"}

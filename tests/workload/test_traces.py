@@ -119,3 +119,20 @@ def test_impossible_scales_are_refused() -> None:
         scale_lengths([], prompt=-1.0)
     with pytest.raises(WorkloadError):
         at_rate([planned(0.0)], 1.0)
+
+
+BACKWARDS = "arrival_s,prompt_tokens,output_tokens\n0,1,1\n5,1,1\n3.5,1,1\n"
+MOONCAKE_ROW = '{"timestamp": %d, "input_length": 1, "output_length": 1}\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        (BACKWARDS, "t, row 4: its time lies 1.5 s before row 3's"),
+        (MOONCAKE_ROW % 9 * 2 + MOONCAKE_ROW % 7, "t, row 3: its time lies 0.002 s before row 2's"),
+    ],
+)
+def test_a_trace_whose_time_runs_backwards_is_refused_with_the_row(text: str, complaint: str) -> None:
+    with pytest.raises(WorkloadError, match=complaint) as caught:
+        read_trace(text.splitlines(keepends=True), name="t")
+    assert caught.value.hint == "sort the file by its times"

@@ -22,23 +22,27 @@ from setpoint.cli.bench_options import (
     read_rate,
     read_source,
 )
-from setpoint.cli.bench_output import write_outputs
+from setpoint.cli.bench_output import Rows, write_outputs
+from setpoint.cli.bench_raw import kept_records, recovered
 from setpoint.cli.bench_run import BenchJob, Shape, Way, carry_out_bench
 from setpoint.cli.bench_show import show_report
 from setpoint.errors import ConfigError
+from setpoint.loadgen.ceiling import ceiling
 from setpoint.loadgen.experiment import Setup
 from setpoint.loadgen.probe import first_request, identify, learn_words
+from setpoint.loadgen.report import BenchReport
 from setpoint.loadgen.target import PATHS, Api, EndpointTarget, EngineKind, Limits
 from setpoint.metrics import parse_objectives
 from setpoint.workload.traces import Form
 
 KEY_VARIABLE = "SETPOINT_API_KEY"
 EXIT_MISSED = 1
+STALL_MAX_S = 60.0
 
 
 def bench(  # noqa: PLR0913 - the options of a command
     *,
-    url: Annotated[str, typer.Argument(help="The endpoint, such as http://127.0.0.1:8000.")],
+    url: Annotated[str | None, typer.Argument(help="The endpoint, such as http://127.0.0.1:8000.")] = None,
     rate: Annotated[
         str | None,
         typer.Option(help="Requests per second: 2.5, ramp:1-8,over=60, diurnal:mean=4,period=600, stairs:30x2,30x4."),
@@ -52,7 +56,13 @@ def bench(  # noqa: PLR0913 - the options of a command
         str | None,
         typer.Option(help="'chat: ttft_p95<200ms, tpot_p95<50ms', or a preset: chat, voice, mlperf:llama2-70b, ..."),
     ] = None,
-    seconds: Annotated[float, typer.Option(help="Length of a run in seconds.", min=0.5)] = 60.0,
+    seconds: Annotated[
+        float | None,
+        typer.Option(
+            help="Length of a run in seconds: 60 if left out; --minutes decides in a search or a sweep.", min=0.5
+        ),
+    ] = None,
+    minutes: Annotated[float, typer.Option(help="About how long a search or a sweep may take.", min=0.2)] = 5.0,
     warmup: Annotated[
         float | None, typer.Option(help="Seconds cut at the start; found by MSER-5 if left out.", min=0.0)
     ] = None,
@@ -88,11 +98,17 @@ def bench(  # noqa: PLR0913 - the options of a command
     ] = False,
     ca_file: Annotated[Path | None, typer.Option(help="A certificate authority of your own.")] = None,
     insecure: Annotated[bool, typer.Option("--insecure", help="Trust any certificate.")] = False,
-    timeout: Annotated[float, typer.Option(help="Seconds to wait for the first byte.", min=0.1)] = 120.0,
+    timeout: Annotated[
+        float, typer.Option(help="Seconds to wait for the first byte (for each further one: 60 at most).", min=0.1)
+    ] = 120.0,
     workers: Annotated[int, typer.Option(help="Processes that send.", min=1, max=256)] = 1,
     ray: Annotated[bool, typer.Option("--ray", help="Send from the machines of a Ray cluster.")] = False,
     seed: Annotated[int, typer.Option(help="Of arrivals, lengths and words.", min=0)] = 0,
     out: Annotated[Path | None, typer.Option(help="Folder for the report and the requests as files.")] = None,
+    recover_from: Annotated[
+        Path | None,
+        typer.Option("--recover", help="Make the report of a run that was cut off, from the folder it kept."),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the report as JSON on stdout.")] = False,
 ) -> None:
     """Measure an endpoint.
@@ -107,6 +123,12 @@ def bench(  # noqa: PLR0913 - the options of a command
     Exit code 0 when every objective of --slo is met, 1 when one is not, 2 on an error.
     """
     console = Console(stderr=True)
+    if recover_from is not None:
+        report, rows = recovered(recover_from)
+        _deliver(console, report, rows, out=out or recover_from, is_json=json)
+        return
+    if url is None:
+        raise ConfigError("there is no endpoint to measure", hint="setpoint bench http://127.0.0.1:8000 --rate 2")
     objectives = parse_objectives(slo) if slo is not None else ()
     way = _way(rate=rate, concurrency=concurrency, is_search=find_max_rate, is_sweep=sweep)
     if way == "search" and not objectives:
@@ -140,7 +162,7 @@ def bench(  # noqa: PLR0913 - the options of a command
         extra_body=read_json_object(extra_body, "--extra-body"),
         extra_headers=read_headers(header or ()),
         classes={text.split()[0]: read_class(text, options)[1] for text in class_ or ()},
-        limits=Limits(answer_s=timeout),
+        limits=Limits(answer_s=timeout, stall_s=min(STALL_MAX_S, timeout)),
         ca_file=str(ca_file) if ca_file is not None else None,
         is_tls_checked=not insecure,
     )
@@ -150,17 +172,33 @@ def bench(  # noqa: PLR0913 - the options of a command
     console.print(f"[dim]{target.engine} at {target.url}, model {target.model}; {words}; words by {lexicon.source}[/]")
     setup = Setup(target=target, source=source, lexicon=lexicon, workers=workers, is_on_ray=ray)
     setup.e2e_s = first.e2e_s or 1.0
-    shape = Shape(rate=rate, users=concurrency, seconds=seconds, warmup_s=warmup, seed=seed, words=words)
-    job = BenchJob(setup=setup, objectives=objectives, way=way, shape=shape, version=version("setpoint"))
-    report, rows = carry_out_bench(job, console)
+    shape = Shape(
+        rate=rate,
+        users=concurrency,
+        seconds=seconds,
+        warmup_s=warmup,
+        seed=seed,
+        words=words,
+        budget_s=minutes * 60.0,
+    )
+    release = version("setpoint")
+    job = BenchJob(
+        setup=setup, objectives=objectives, way=way, shape=shape, version=release, ceiling_eps=ceiling(release)
+    )
+    with kept_records(out, console) as setup.raw:
+        report, rows = carry_out_bench(job, console)
+        _deliver(console, report, rows, out=out, is_json=json)
+    if objectives and not report.is_met:
+        raise typer.Exit(EXIT_MISSED)
+
+
+def _deliver(console: Console, report: BenchReport, rows: Rows, *, out: Path | None, is_json: bool) -> None:
     show_report(console, report)
     if out is not None:
         for path in write_outputs(out, report, rows):
             console.print(f"[dim]wrote {path}[/]")
-    if json:
+    if is_json:
         sys.stdout.buffer.write(msgspec.json.encode(report) + b"\n")
-    if objectives and not report.is_met:
-        raise typer.Exit(EXIT_MISSED)
 
 
 def _way(*, rate: str | None, concurrency: int | None, is_search: bool, is_sweep: bool) -> Way:

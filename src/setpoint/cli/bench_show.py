@@ -46,7 +46,7 @@ class Live:
         self._progress.stop()
 
     def begin(self, words: str, *, total_s: float | None = None, requests: int | None = None) -> None:
-        """Begin a run that lasts about `total_s` seconds, or `requests` requests."""
+        """Begin a run that lasts about `total_s` seconds, or until `requests` requests have ended."""
         if self._task is not None:
             self._progress.remove_task(self._task)
         self._total_s, self._requests = total_s, requests
@@ -65,16 +65,16 @@ class Live:
 
 
 def show_trial(console: Console, result: TrialResult) -> None:
-    """Print one line about a trial of a search or a sweep."""
+    """Print one line about a trial of a search."""
     trial = result.trial
-    load = f"{trial.users:>5} users " if trial.users is not None else f"{trial.rate or 0.0:>7.2f}/s   "
+    load = f"{trial.users:>6} users" if trial.users is not None else f"{trial.rate or 0.0:>10.2f}/s"
     worst = min(result.judged, key=lambda one: one.margin, default=None)
     words = "" if worst is None else f"{worst.objective.text}: {worst.share:.1%} outside, {worst.verdict}"
-    state = " [red]overloaded[/]" if result.is_overloaded else ""
-    state += "" if result.is_valid else f" [yellow]invalid: {'; '.join(result.faults)}[/]"
-    console.print(
-        f"  {trial.kind:<8}{load} {result.completed_rps:>7.2f}/s done, {result.requests} requests  {words}{state}"
-    )
+    words += " [red]overloaded[/]" if result.is_overloaded else ""
+    words += f" [dim](seen enough: {result.stopped_by})[/]" if result.stopped_by in {"met", "missed"} else ""
+    words += "" if result.is_valid else f" [yellow]invalid, to be repeated: {'; '.join(result.faults)}[/]"
+    told = f"{result.completed_rps:>8.2f}/s done {result.requests:>6} requests {result.spent_s:>5.0f} s"
+    console.print(f"  {trial.kind:<8}{load}{told}   {words}", soft_wrap=True)
 
 
 def show_report(console: Console, report: BenchReport) -> None:
@@ -86,14 +86,15 @@ def show_report(console: Console, report: BenchReport) -> None:
     for point in report.points[-1:] if report.answer is None and len(report.points) == 1 else ():
         _show_point(console, point)
     for note in report.notes:
-        console.print(f"[dim]{note}[/]")
+        console.print(note, style="dim", markup=False)
     if not report.is_lexicon_exact:
         console.print("[yellow]prompt lengths are approximate: the server's tokens could not be counted[/]")
 
 
 def _show_answer(console: Console, answer: Answer) -> None:
     if answer.estimate is None:
-        console.print(f"[bold red]no rate meets the objectives[/]: {answer.reason}")
+        words = "no answer" if answer.binding is None else "no rate meets the objectives"
+        console.print(f"[bold red]{words}[/]: {answer.reason}")
         return
     interval = f"crossing at {answer.estimate:.2f}/s, 90% interval {answer.low:.2f} to {answer.high:.2f}"
     if answer.rate is not None:
@@ -112,6 +113,7 @@ def _show_curve(console: Console, report: BenchReport) -> None:
             continue
         cells = point.summary.overall.latencies
         mark = " <- knee" if report.knee is not None and report.knee.index == index else ""
+        mark += "" if point.verdict == "valid" else f" ({point.verdict})"
         table.add_row(
             load_words(point) + mark,
             f"{point.summary.completed_rps:.2f}",
@@ -123,6 +125,18 @@ def _show_curve(console: Console, report: BenchReport) -> None:
             "" if not point.judged else "yes" if point.is_met else "no",
         )
     console.print(table)
+    knee = report.knee
+    if knee is not None:
+        points = report.points
+        own = "" if knee.share is None else f" ({knee.share:.0%} of the curves drawn again agree)"
+        console.print(
+            f"[bold]knee at {load_words(points[knee.index])}[/], 90% interval {load_words(points[knee.first])} to "
+            f"{load_words(points[knee.last])}{own}; most throughput for its latency at "
+            f"{load_words(points[knee.power_index])}"
+        )
+    for index, point in enumerate(report.points):
+        for reason in point.reasons:
+            console.print(f"  point {index + 1}, {load_words(point)}: {reason}", style="dim", markup=False)
 
 
 def load_words(point: Point) -> str:
@@ -146,6 +160,8 @@ def _show_point(console: Console, point: Point) -> None:
     if overall.failed:
         kinds = ", ".join(f"{kind} {count}" for kind, count in sorted(overall.errors.items()))
         console.print(f"[red]{overall.failed} failed[/]: {kinds}")
+        for kind, detail in sorted(overall.error_details.items()):
+            console.print(f"  {kind}, for one: {detail}", markup=False, style="dim")
     for one in point.judged:
         colour = {"met": "green", "missed": "red", "undecided": "yellow"}[one.verdict]
         console.print(
@@ -157,31 +173,24 @@ def _show_point(console: Console, point: Point) -> None:
 
 
 def _doubts(point: Point) -> Iterable[str]:
-    summary = point.summary
-    if summary is None:
-        return
-    if point.is_partial:
-        yield "[yellow]stopped by hand: this is what had been measured[/]"
-    if not summary.warmup.is_settled:
-        yield "[yellow]the run never settled: latencies still drifted at its middle[/]"
-    if summary.overload.is_overloaded:
-        yield "[red]overloaded: the backlog grew throughout the window[/]"
-    if summary.little_error is not None and summary.little_error > 0.05:  # noqa: PLR2004 - five per cent, as facts say
-        yield f"[yellow]not stationary: Little's law is off by {summary.little_error:.0%}[/]"
-    if point.health.is_valid:
+    if point.verdict == "invalid":
+        yield f"[bold red]INVALID[/]: the client was not fit to measure: {'; '.join(point.health.faults)}"
+    for reason in point.reasons[len(point.health.faults) :]:
+        yield f"[yellow]doubtful[/]: {reason}"
+    if point.health.is_valid and point.health.workers:
+        ceiling = point.health.ceiling_ratio
+        own = "" if ceiling is None else f", {ceiling:.1%} of its own ceiling"
         yield (
             f"[dim]client: sends late by {point.health.dispatch_lag_p99_s * 1e3:.1f} ms (P99), "
-            f"{point.health.cpu_ratio:.0%} of a core[/]"
+            f"{point.health.cpu_ratio:.0%} of a core{own}[/]"
         )
-    else:
-        yield f"[bold red]INVALID[/]: the client was the bottleneck: {'; '.join(point.health.faults)}"
 
 
 def _latencies(latencies: dict[str, Latency]) -> Table:
     table = Table("ms", *[f"P{q * 100:g}" for q in QUANTILES], "mean", box=None)
     for name in SHOWN:
         one = latencies[name]
-        if one.count == 0:
+        if one.count == 0 or (name == "queue" and one.mean_s is None):
             continue
         mean = "-" if one.mean_s is None else f"{one.mean_s * 1e3:,.1f}"
         table.add_row(name.upper(), *[_ms(quantile, with_interval=True) for quantile in one.quantiles], mean)

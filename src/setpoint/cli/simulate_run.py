@@ -12,7 +12,7 @@ from rich.console import Console
 from setpoint.errors import ConfigError
 from setpoint.journal import Header, encode_entry, encode_header
 from setpoint.loadgen.health import ClientHealth
-from setpoint.loadgen.report import BenchReport, Load, Point
+from setpoint.loadgen.report import BenchReport, Load, Point, Validity, doubts_of
 from setpoint.loadgen.target import EndpointTarget
 from setpoint.metrics import Judged, Objective, RequestRecord, Summary, judge, summarize
 from setpoint.model import AnyCommand, AnyEvent, Slo
@@ -20,7 +20,7 @@ from setpoint.sim.scenario import Outcome, Scenario, bound_rps, check_fit, simul
 from setpoint.sim.sources import Source
 from setpoint.sim.spread import spread
 from setpoint.sim.timeline import Timeline
-from setpoint.steptime.learner import FixedStepTime
+from setpoint.steptime.saved import saved
 from setpoint.workload import PlannedRequest
 
 Plan = list[PlannedRequest]
@@ -96,14 +96,12 @@ def _with_bound(run: Run, scenario: Scenario, plan: Plan) -> Run:
 def _journaled(job: Job, plan: Plan, watch: Timeline | None, path: Path) -> Outcome:
     """Run with every event and command of replica 0 written to `path`."""
     scenario = job.scenario
-    belief = scenario.belief or scenario.world
-    step_time = msgspec.json.encode(belief.model) if isinstance(belief, FixedStepTime) else b"null"
     header = Header(
         strategy=scenario.strategy,
         options=dict(scenario.options),
         classes=tuple(scenario.classes.values()),
         capacity=scenario.machine_capacity,
-        step_time=msgspec.Raw(step_time),
+        step_time=msgspec.Raw(saved(scenario.belief or scenario.world)),
         is_learning=False,
         engine=f"simulated: {job.source.name}",
         made_by=version("setpoint"),
@@ -152,7 +150,9 @@ def _point(job: Job, run: Run, plan: Plan) -> Point:
     span = plan[-1].at_s - plan[0].at_s
     rate = (len(plan) - 1) / span if span > 0.0 else None
     load = Load(kind="open", rate_rps=rate, arrivals="as planned", workload=job.words, seed=run.seed)
-    return Point(load=load, summary=summary, judged=judged, health=_HEALTH)
+    doubts = tuple(doubts_of(summary))
+    verdict: Validity = "doubtful" if doubts else "valid"
+    return Point(load=load, summary=summary, judged=judged, health=_HEALTH, verdict=verdict, reasons=doubts)
 
 
 def _summary(

@@ -42,7 +42,7 @@ def _verdict(report: BenchReport) -> tuple[str, Mood]:
         if report.answer.rate is None:
             return report.answer.reason, "bad"
         return f"Sustains {report.answer.rate:.2f} requests per second within the objectives.", "good"
-    if any(not point.health.is_valid for point in report.points):
+    if any(point.verdict == "invalid" for point in report.points):
         return "The client was the bottleneck: these figures say nothing about the server.", "bad"
     if not report.objectives:
         return "Measured; no objectives were given.", "good"
@@ -169,12 +169,8 @@ def _judged(report: BenchReport) -> list[str]:
 def _trust(report: BenchReport) -> list[str]:
     words = [] if report.is_lexicon_exact else ["Prompt lengths are approximate."]
     for number, point in enumerate(report.points):
-        words += [f"Point {number + 1} is invalid: {fault}." for fault in point.health.faults]
-        if point.summary is not None and point.summary.overload.is_overloaded:
-            words.append(f"Point {number + 1} is overloaded: its backlog grew throughout.")
-        if point.summary is not None and not point.summary.warmup.is_settled:
-            words.append(f"Point {number + 1} never settled.")
-    return words or ["The client stayed within its limits, and every run settled."]
+        words += [f"Point {number + 1} is {point.verdict}: {reason}." for reason in point.reasons]
+    return words or ["The client stayed within its limits, and every run was a steady state."]
 
 
 def _ms(quantile: Quantile) -> str:

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import cast
 
+from setpoint.errors import ConfigError
 from setpoint.loadgen.exchange import Exchange
 from setpoint.loadgen.target import EndpointTarget
 from setpoint.loadgen.wire import WireError
@@ -215,8 +216,14 @@ def _reason(error: BaseException) -> str:
 
 
 def tls_context(target: EndpointTarget) -> ssl.SSLContext:
-    """Return how certificates are checked."""
-    context = ssl.create_default_context(cafile=target.ca_file)
+    """Return how certificates are checked; raises ConfigError when the authority's file is none."""
+    try:
+        context = ssl.create_default_context(cafile=target.ca_file)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot read the certificate authority {target.ca_file}: {error.strerror or error}",
+            hint="--ca-file takes a file in PEM form",
+        ) from None
     if not target.is_tls_checked:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE

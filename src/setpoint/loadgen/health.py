@@ -3,7 +3,8 @@
 Past a limit the trial is *invalid*, which is not the same as failed: it says nothing about the server. Limits and
 reasons: a late send is the client's doing; an event loop that lags dates answers too late; a worker above 70%
 of a core queues by itself (a queue at 0.7 waits 2.3 service times); a client above half of the rate that it reached
-against a server that does nothing is too near to its own ceiling.
+against a server that does nothing is too near to its own ceiling. A loop that stood still for a second was not late but
+stopped (the machine was suspended, or the process was): the run is worth repeating as it was.
 """
 
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from collections.abc import Sequence
 import msgspec
 
 from setpoint.metrics import rank_quantile
+from setpoint.metrics.binomial import binomial_tail
 
 LAG_MAX_S, LAG_OF_LIMIT = 0.005, 0.05
 LAG_NOTED_S, LAG_NOTED_OF_LIMIT = 0.001, 0.01
@@ -18,6 +20,8 @@ LOOP_LAG_MAX_S = 0.010
 CPU_MAX = 0.70
 SENT_MIN = 0.999
 CEILING_MAX = 0.50
+STALL_S = 1.0
+LAG_QUANTILE, ALPHA = 0.99, 0.05
 
 
 class ClientSamples(msgspec.Struct, kw_only=True):
@@ -40,6 +44,7 @@ class ClientHealth(msgspec.Struct, frozen=True, kw_only=True):
 
     `cpu_ratio`: of the busiest worker, in cores. `events_a_read`: above 1, messages of one stream were read together
     (the server sent them together, or the client came late). `ceiling_ratio`: share of the calibrated ceiling.
+    `stalled_s`: the longest time that a worker stood still, where that was a second or more.
     """
 
     faults: tuple[str, ...]
@@ -53,11 +58,18 @@ class ClientHealth(msgspec.Struct, frozen=True, kw_only=True):
     events_a_read: float
     ceiling_ratio: float | None
     connections: int
+    stalled_s: float = 0.0
 
     @property
     def is_valid(self) -> bool:
         """Whether the measurement can be trusted."""
         return not self.faults
+
+
+def _is_shown(lags: Sequence[float], allowed: float) -> bool:
+    """Tell whether more than 1% of the lags exceed what is allowed, beyond chance (two late of 100 show nothing)."""
+    late = sum(lag > allowed for lag in lags)
+    return late > 0 and binomial_tail(late, len(lags), 1.0 - LAG_QUANTILE) <= ALPHA
 
 
 def judge_client(
@@ -68,6 +80,7 @@ def judge_client(
     `ttft_limit_s`: the tightest TTFT target, which widens the lag allowed to 5% of it. `ceiling_eps`: events per second
     and worker that the client reached against a null server.
     """
+    lags = [one for worker in workers for one in worker.dispatch_lags]
     lag = max((rank_quantile(sorted(one.dispatch_lags), 0.99) for one in workers if one.dispatch_lags), default=0.0)
     loop_lag = max((rank_quantile(sorted(one.loop_lags), 0.99) for one in workers if one.loop_lags), default=0.0)
     cpu = max((one.cpu_s / one.wall_s for one in workers if one.wall_s > 0.0), default=0.0)
@@ -78,8 +91,11 @@ def judge_client(
     lag_max = max(LAG_MAX_S, LAG_OF_LIMIT * (ttft_limit_s or 0.0))
     loop_max = max(LOOP_LAG_MAX_S, LAG_OF_LIMIT * (ttft_limit_s or 0.0))
     noted = max(LAG_NOTED_S, LAG_NOTED_OF_LIMIT * (ttft_limit_s or 0.0))
+    stalled = max((max(one.loop_lags) for one in workers if one.loop_lags), default=0.0)
+    is_stalled = stalled >= STALL_S
     checks = (
-        (lag > lag_max, f"sends were late: P99 {lag * 1e3:.1f} ms, at most {lag_max * 1e3:.1f} ms allowed"),
+        (is_stalled, f"the client stood still for {stalled:.1f} s: was the machine suspended, or the process stopped?"),
+        (_is_shown(lags, lag_max), f"sends were late: P99 {lag * 1e3:.1f} ms, at most {lag_max * 1e3:.1f} ms allowed"),
         (
             loop_lag > loop_max,
             f"the client's loop lagged: P99 {loop_lag * 1e3:.1f} ms, {loop_max * 1e3:.0f} ms allowed",
@@ -102,4 +118,5 @@ def judge_client(
         events_a_read=sum(one.events for one in workers) / reads if reads else 0.0,
         ceiling_ratio=ceiling,
         connections=sum(one.connections for one in workers),
+        stalled_s=stalled if is_stalled else 0.0,
     )

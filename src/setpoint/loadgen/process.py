@@ -23,13 +23,13 @@ from setpoint.loadgen.health import ClientSamples
 from setpoint.loadgen.prompts import Lexicon
 from setpoint.loadgen.run import Run
 from setpoint.loadgen.target import EndpointTarget
-from setpoint.loadgen.worker import Progress, WorkerSpec
+from setpoint.loadgen.worker import RECORDS, SAMPLES, START, Progress, StartNote, WorkerSpec
 from setpoint.metrics import RequestRecord
 from setpoint.workload import PlannedRequest
 
 HEAD_START_S = 0.3
 LOOK_S = 0.2
-READY_S = 60.0
+READY_S, READY_LOOK_S = 60.0, 0.05
 LEAVE_S = 30.0
 
 
@@ -98,9 +98,13 @@ def measure_in_process(  # noqa: PLR0913 - what, how, and who looks on; each wit
         for worker in crew:
             worker.await_ready()
         start_at = time.monotonic() + HEAD_START_S
+        note = StartNote(start_at=start_at, warmup_s=warmup_s, workers=len(crew), options=options)
+        (folder / START).write_bytes(msgspec.json.encode(note))
         for worker in crew:
             worker.tell(f"{start_at!r}\n")
         is_partial, stopped_by, records = _watch(crew, start_at, on_progress)
+        note.is_ended = not is_partial
+        (folder / START).write_bytes(msgspec.json.encode(note))
     return Run(
         target=target,
         options=options,
@@ -174,9 +178,11 @@ class _Worker:
     def __init__(self, spec: WorkerSpec, folder: Path, index: int) -> None:
         self.progress = Progress(sent=0, ended=0, in_flight=0)
         self.samples: ClientSamples | None = None
-        self._records_path = folder / f"records-{index}.jsonl"
+        self._records_path = folder / RECORDS.format(index)
+        samples_path = folder / SAMPLES.format(index)
         self._records_path.unlink(missing_ok=True)
-        spec.records_path = str(self._records_path)
+        samples_path.unlink(missing_ok=True)
+        spec.records_path, spec.samples_path = str(self._records_path), str(samples_path)
         spec_path = folder / f"spec-{index}.json"
         spec_path.touch(mode=0o600)
         spec_path.write_bytes(msgspec.json.encode(spec))
@@ -217,10 +223,13 @@ class _Worker:
 
     def await_ready(self) -> None:
         """Wait until it has prepared itself; raises EngineError when it died instead."""
-        deadline = time.monotonic() + READY_S
-        while not self._ready.wait(0.05):
-            if self._process.poll() is not None or time.monotonic() > deadline:
-                raise EngineError("a worker of the measuring client did not start")
+        for _ in range(round(READY_S / READY_LOOK_S)):  # turns, not a deadline, which a suspended machine would pass
+            if self._ready.wait(READY_LOOK_S):
+                break
+            if self._process.poll() is not None:
+                raise EngineError("a worker of the measuring client died before it had begun")
+        else:
+            raise EngineError(f"a worker of the measuring client did not start within {READY_S:g} s")
         self._spec_path.unlink(missing_ok=True)
 
     def tell(self, line: str) -> None:

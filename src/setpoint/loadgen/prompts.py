@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from setpoint.loadgen.target import EndpointTarget
+from setpoint.loadgen.target import ClassTargets, EndpointTarget
 from setpoint.loadgen.words import WORDS
 from setpoint.seeds import stream
 from setpoint.workload import PlannedRequest
@@ -103,9 +103,19 @@ def _openai(target: EndpointTarget, one: PlannedRequest) -> dict[str, Any]:
         body |= {"stream": True, "stream_options": options}
     if target.is_length_forced and target.engine not in {"openai", "ollama"}:
         body["ignore_eos"] = True
-    band = target.classes[one.class_name].band if one.class_name in target.classes else None
-    priority = None if band is None else translate_priority(target, band)
+    known = target.classes.get(one.class_name)
+    if known is None:
+        return body
+    if target.engine == "vllm":
+        body["vllm_xargs"] = _xargs(one.class_name, known)
+    priority = None if known.band is None else translate_priority(target, known.band)
     return body if priority is None else body | {"priority": priority}
+
+
+def _xargs(class_name: str, known: ClassTargets) -> dict[str, str | float]:
+    """Return what Setpoint's scheduler inside vLLM reads of a request; a plain vLLM passes it over."""
+    told = {"setpoint.ttft_ms": known.ttft_ms, "setpoint.tpot_ms": known.tpot_ms}
+    return {"setpoint.class": class_name} | {key: value for key, value in told.items() if value is not None}
 
 
 def translate_priority(target: EndpointTarget, band: int) -> int | float | None:

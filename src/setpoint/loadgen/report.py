@@ -4,6 +4,7 @@ Instants count from the start of their run; secrets are gone. `SCHEMA` changes w
 """
 
 import platform
+from collections.abc import Iterator
 from typing import Literal
 
 import msgspec
@@ -14,12 +15,14 @@ from setpoint.loadgen.run import Run, without_secrets
 from setpoint.loadgen.scrape import EngineSample
 from setpoint.loadgen.search import Answer, TrialResult
 from setpoint.loadgen.target import EndpointTarget
-from setpoint.metrics import Judged, Objective, RequestRecord, Summary, judge, slos_of
+from setpoint.metrics import Judged, Objective, RequestRecord, Summary, judge, slos_of, tightest_s
 from setpoint.metrics.knee import Knee
 
 SCHEMA = "setpoint.bench/1"
 
 LoadKind = Literal["open", "closed"]
+Validity = Literal["valid", "doubtful", "invalid"]
+SETTLING_REQUESTS = 20
 
 
 class Load(msgspec.Struct, frozen=True, kw_only=True):
@@ -34,7 +37,11 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Point(msgspec.Struct, frozen=True, kw_only=True):
-    """One run: its load, what was measured, and whether that can be trusted. `summary` is absent when nothing ended."""
+    """One run: its load, what was measured, and whether that can be trusted. `summary` is absent when nothing ended.
+
+    `verdict`: `invalid` where the client was not fit to measure, `doubtful` where the window was no steady state (it
+    breaks Little's law, latencies never settled, the run was cut off), with the `reasons`; else `valid`.
+    """
 
     load: Load
     summary: Summary | None
@@ -43,11 +50,14 @@ class Point(msgspec.Struct, frozen=True, kw_only=True):
     is_partial: bool = False
     stopped_by: str | None = None
     engine: tuple[EngineSample, ...] = ()
+    verdict: Validity = "valid"
+    reasons: tuple[str, ...] = ()
 
     @property
     def is_met(self) -> bool:
-        """Whether every objective holds at the point estimate: none missed, none exceeded."""
-        return bool(self.summary) and all(one.share <= one.objective.allowed for one in self.judged)
+        """Whether every objective holds at the point estimate, in a run that can be judged at all."""
+        is_told = bool(self.summary) and self.verdict != "invalid"
+        return is_told and all(one.requests and one.share <= one.objective.allowed for one in self.judged)
 
 
 class BenchReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,7 +82,7 @@ class BenchReport(msgspec.Struct, frozen=True, kw_only=True):
         """Whether the objectives hold: the search found a rate, or every point meets them."""
         if self.answer is not None:
             return self.answer.rate is not None
-        return all(point.is_met for point in self.points)
+        return bool(self.points) and all(point.is_met for point in self.points)
 
 
 def point_of(
@@ -84,11 +94,10 @@ def point_of(
     engine: tuple[EngineSample, ...] = (),
 ) -> Point:
     """Return the point that a run makes."""
-    limit = min((one.limit_s for one in objectives if one.metric == "ttft"), default=None)
-    window = run.window()
-    due = [r for r in run.records if window is not None and window[0] <= r.scheduled_at < window[1]]
-    due.sort(key=lambda record: record.scheduled_at)
+    due = run.due()
     summary = run.summary(slos_of(objectives))
+    health = run.health(ttft_limit_s=tightest_s(objectives), ceiling_eps=ceiling_eps)
+    doubts = tuple(doubts_of(summary, is_partial=run.is_partial, is_warmup_given=run.warmup_s is not None))
     if summary is not None:
         summary = msgspec.structs.replace(
             summary, start_at=summary.start_at - run.start_at, end_at=summary.end_at - run.start_at
@@ -97,11 +106,30 @@ def point_of(
         load=load,
         summary=summary,
         judged=tuple(judge(due, objective) for objective in objectives),
-        health=run.health(ttft_limit_s=limit, ceiling_eps=ceiling_eps),
+        health=health,
         is_partial=run.is_partial,
         stopped_by=run.stopped_by,
         engine=engine,
+        verdict="invalid" if health.faults else "doubtful" if doubts else "valid",
+        reasons=(*health.faults, *doubts),
     )
+
+
+def doubts_of(summary: Summary | None, *, is_partial: bool = False, is_warmup_given: bool = False) -> Iterator[str]:
+    """Yield why the window is no steady state, which figures of one would need."""
+    if is_partial:
+        yield "the run was cut off: this is what had been measured"
+    if summary is None:
+        return
+    if summary.overload.is_overloaded:
+        yield "overloaded: the backlog grew throughout the window"
+    if not summary.warmup.is_settled and summary.requests >= SETTLING_REQUESTS and not is_warmup_given:
+        yield "latencies never settled: they still drifted at the middle of the run"
+    if not summary.is_stationary:
+        yield (
+            f"not stationary: Little's law is off by {summary.little_error or 0.0:.0%}, "
+            f"{summary.little_allowed:.0%} is what the edges of the window allow"
+        )
 
 
 def make_report(  # noqa: PLR0913 - the fields of the report that differ

@@ -53,6 +53,14 @@ class Run(msgspec.Struct, kw_only=True):
             start = self._settled_from(end) or start
         return (start, end) if start < end else None
 
+    def due(self) -> list[RequestRecord]:
+        """Return the requests due in the window, in order of time."""
+        window = self.window()
+        if window is None:
+            return []
+        due = [record for record in self.records if window[0] <= record.scheduled_at < window[1]]
+        return sorted(due, key=lambda record: record.scheduled_at)
+
     def summary(self, slos: Mapping[str, Slo] | None = None) -> Summary | None:
         """Return the summary over the window, or `None` when no request is due in it."""
         window = self.window()

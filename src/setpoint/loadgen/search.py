@@ -7,7 +7,12 @@
    arrivals and prompts (common random numbers: they differ by the rate alone); the later ones, at the edge, draw their
    own, since the same unlucky sequence, asked again, would confirm itself. Overloaded trials are cut short.
 4. *Confirmation*: a longer trial on a fresh seed, at a rate that the posterior holds for safe. It stands when it met
-   every objective itself and all trials together put the crossing above it, with 90% probability.
+   every objective itself, in a window that was stationary, and all trials together put the crossing above it, with 90%
+   probability.
+
+A budget of time is shared out: a quarter at most for the bracket, what follows for trials that are each an eighth of
+it, and three tenths kept for the confirmation. Too small a budget makes the interval wider, never the answer bolder.
+Trials in which the client was not fit to measure do not count, neither as evidence nor against the budget.
 """
 
 import math
@@ -34,6 +39,10 @@ SAFE_AT = 0.05
 CONFIDENCE = 0.9
 SCREENED = 3
 FRESH = 1000
+CLIMBING, RUNG_SHARE, TRIAL_SHARE, CONFIRMING = 0.25, 0.06, 0.12, 0.3
+"""Shares of a budget: for the bracket, for a rung of it, for an open trial, for the confirmation."""
+INVALID_MAX, STALLED_MAX = 3, 12
+AGAIN_SHARE = 0.15
 
 
 class SearchSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,6 +50,8 @@ class SearchSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     `tolerance`: half the width of the 90% interval of the crossing, relative. Trials have `screen`, `edge` and
     `confirm` violations' worth of requests: that number over the allowed share of the strictest objective.
+    `budget_s`: about how long it may take (a confirmation that fails near its end may add a sixth); `None` for as long
+    as it takes.
     """
 
     objectives: tuple[Objective, ...]
@@ -53,20 +64,29 @@ class SearchSettings(msgspec.Struct, frozen=True, kw_only=True):
     confirm: float = 80.0
     seed: int = 0
     is_confirmed: bool = True
+    budget_s: float | None = None
 
 
 class Trial(msgspec.Struct, frozen=True, kw_only=True):
-    """What to run: `users` in a closed loop, or `rate` in an open one, until `requests` were due in the window."""
+    """What to run: `users` in a closed loop, or `rate` in an open one, until `requests` were due in the window.
+
+    `seconds_max`: how long it may take in all, where time is scarce.
+    """
 
     kind: Kind
     requests: int
     seed: int
     users: int | None = None
     rate: float | None = None
+    seconds_max: float | None = None
 
 
 class TrialResult(msgspec.Struct, frozen=True, kw_only=True):
-    """What came of a trial. `requests` were due in its window, out of `sent` in all (what the search has cost)."""
+    """What came of a trial. `requests` were due in its window, out of `sent` in all; it took `spent_s` in all.
+
+    `is_stalled`: the client stood still meanwhile, so that the trial is invalid by no fault of its load.
+    `is_stationary`: the window kept Little's law. `stopped_by`: the rule that ended it early.
+    """
 
     trial: Trial
     completed_rps: float
@@ -79,6 +99,10 @@ class TrialResult(msgspec.Struct, frozen=True, kw_only=True):
     mean_ttft_s: float | None = None
     mean_e2e_s: float | None = None
     faults: tuple[str, ...] = ()
+    spent_s: float = 0.0
+    is_stalled: bool = False
+    is_stationary: bool = True
+    stopped_by: str | None = None
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
@@ -103,20 +127,23 @@ Step = Trial | Answer
 def next_step(history: Sequence[TrialResult], settings: SearchSettings) -> Step:
     """Return the next trial, or the answer; depends on the results so far and on nothing else."""
     results = [result for result in history if result.is_valid]
-    if len(history) - len(results) > 3 or (history and not history[-1].is_valid and not results):  # noqa: PLR2004
+    stalled = sum(not result.is_valid and result.is_stalled for result in history)
+    unfit = len(history) - len(results) - stalled
+    if unfit > (INVALID_MAX if results else 0) or stalled > STALLED_MAX:
         return _none("the measuring client was at its own limits: " + "; ".join(history[-1].faults))
+    left_s = None if settings.budget_s is None else settings.budget_s - sum(result.spent_s for result in results)
     closed = [result for result in results if result.trial.kind == "closed"]
-    ladder = _climb(closed, settings)
+    ladder = _climb(closed, settings, left_s)
     if ladder is not None:
         return ladder
-    low, high = bounds(closed)
+    low, high = bounds(closed, settings)
     tried = [result for result in results if result.trial.kind != "closed"]
     found = crossings_of(tried, settings, low, high)
     worst = least(list(found.values()))
-    return _open_step(tried, settings, found, worst)
+    return _open_step(tried, settings, found, worst, left_s)
 
 
-def _climb(closed: Sequence[TrialResult], settings: SearchSettings) -> Step | None:
+def _climb(closed: Sequence[TrialResult], settings: SearchSettings, left_s: float | None) -> Step | None:
     """Return the next rung of the ladder, an answer when there is nothing to search, or `None` when it is done."""
     if not closed:
         return _rung(1, settings)
@@ -127,22 +154,42 @@ def _climb(closed: Sequence[TrialResult], settings: SearchSettings) -> Step | No
             f"one user alone misses {worst.objective.text}: {worst.share:.0%} of its requests are outside",
             worst.objective,
         )
-    last = closed[-1]
-    is_gone = any(one.share > GONE for one in last.judged)
-    is_flat = len(closed) > 1 and last.completed_rps < GAIN_MIN * closed[-2].completed_rps
-    users = (last.trial.users or 1) * RUNG
-    if is_gone or is_flat or users > settings.users_max:
+    users = (closed[-1].trial.users or 1) * RUNG
+    is_late = left_s is not None and left_s < (1.0 - CLIMBING) * (settings.budget_s or 0.0)
+    if _is_saturated(closed) or is_late or users > settings.users_max:
         return None
     return _rung(users, settings)
 
 
+def _is_saturated(closed: Sequence[TrialResult]) -> bool:
+    """Tell whether more users would hardly add throughput, or the objectives are far gone."""
+    is_gone = any(one.share > GONE for one in closed[-1].judged)
+    return is_gone or (len(closed) > 1 and closed[-1].completed_rps < GAIN_MIN * closed[-2].completed_rps)
+
+
 def _rung(users: int, settings: SearchSettings) -> Trial:
-    return Trial(kind="closed", users=users, requests=max(30, 3 * users), seed=settings.seed)
+    return Trial(
+        kind="closed",
+        users=users,
+        requests=max(30, 3 * users),
+        seed=settings.seed,
+        seconds_max=_of_budget(RUNG_SHARE, settings),
+    )
 
 
-def bounds(closed: Sequence[TrialResult]) -> tuple[float, float]:
-    """Return rates that enclose the crossing, from the ladder."""
-    high = HEADROOM * max(result.completed_rps for result in closed)
+def _of_budget(share: float, settings: SearchSettings) -> float | None:
+    return None if settings.budget_s is None else share * settings.budget_s
+
+
+def bounds(closed: Sequence[TrialResult], settings: SearchSettings) -> tuple[float, float]:
+    """Return rates that enclose the crossing, from the ladder; wide above when it was left before its top.
+
+    The last rung may have been cut short: its rate is then also told from the time that its answers took (Little).
+    """
+    last = closed[-1]
+    by_time = (last.trial.users or 1) / last.mean_e2e_s if last.mean_e2e_s and last.stopped_by else 0.0
+    reach = HEADROOM if _is_saturated(closed) or (last.trial.users or 1) * RUNG > settings.users_max else float(RUNG)
+    high = reach * max(by_time, *(result.completed_rps for result in closed))
     return min(FLOOR_OF_ONE_USER * closed[0].completed_rps, high / RUNG), high
 
 
@@ -170,6 +217,7 @@ def _open_step(
     settings: SearchSettings,
     found: dict[Objective, Crossing],
     worst: Crossing,
+    left_s: float | None,
 ) -> Step:
     confirmed = [result for result in tried if result.trial.kind == "confirm"]
     if confirmed and is_held(confirmed[-1], worst):
@@ -177,27 +225,39 @@ def _open_step(
     explored = [result for result in tried if result.trial.kind == "open"]
     if not tried:
         return _trial(FIRST_OF_BOUND * worst.rates[-1], settings.screen, 0, settings)
+    budget_s = settings.budget_s or 0.0
+    is_late = left_s is not None and left_s < (CONFIRMING + TRIAL_SHARE / 2.0) * budget_s
     width = (worst.at(0.95) - worst.at(0.05)) / (2.0 * worst.at(0.5))
-    if not confirmed and width > settings.tolerance and len(explored) < settings.trials_max:
+    if not confirmed and not is_late and width > settings.tolerance and len(explored) < settings.trials_max:
         rate = worst.at(LOOK_AT[len(explored) % len(LOOK_AT)])
         share = settings.screen if len(explored) < SCREENED else settings.edge
         return _trial(rate, share, len(explored), settings)
-    if settings.is_confirmed and len(confirmed) < settings.confirmations_max:
+    has_time = left_s is None or not confirmed or left_s > 0.0
+    if settings.is_confirmed and has_time and len(confirmed) < settings.confirmations_max:
         trial = _trial(worst.at(SAFE_AT), settings.confirm, 0, settings)
-        return msgspec.structs.replace(trial, kind="confirm", seed=settings.seed + FRESH + len(confirmed))
+        seconds_max = None if left_s is None else max(left_s, AGAIN_SHARE * budget_s)
+        seed = settings.seed + FRESH + len(confirmed)
+        return msgspec.structs.replace(trial, kind="confirm", seed=seed, seconds_max=seconds_max)
     return _answer(settings, found, worst, None)
 
 
 def is_held(result: TrialResult, worst: Crossing) -> bool:
     """Tell whether a confirmation stands: it met every objective, and all trials together put the crossing above it."""
     is_met = all(one.verdict != "missed" and one.share <= one.objective.allowed for one in result.judged)
-    return is_met and not result.is_overloaded and worst.below(result.trial.rate or 0.0) <= 1.0 - CONFIDENCE
+    is_steady = result.is_stationary and not result.is_overloaded
+    return is_met and is_steady and worst.below(result.trial.rate or 0.0) <= 1.0 - CONFIDENCE
 
 
 def _trial(rate: float, violations: float, number: int, settings: SearchSettings) -> Trial:
     strictest = min(objective.allowed for objective in settings.objectives)
     seed = settings.seed + max(0, number - SCREENED + 1)
-    return Trial(kind="open", rate=rate, requests=math.ceil(violations / strictest), seed=seed)
+    return Trial(
+        kind="open",
+        rate=rate,
+        requests=math.ceil(violations / strictest),
+        seed=seed,
+        seconds_max=_of_budget(TRIAL_SHARE, settings),
+    )
 
 
 def _answer(

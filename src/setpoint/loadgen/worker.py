@@ -23,17 +23,35 @@ from setpoint.metrics import RequestRecord
 from setpoint.workload import PlannedRequest
 
 PROGRESS_S = 0.25
+RECORDS, SAMPLES, START = "records-{}.jsonl", "samples-{}.json", "start.json"
 NICENESS = -20
 
 
 class WorkerSpec(msgspec.Struct, kw_only=True):
-    """All that a worker needs; `records_path` is the file that it appends to, one JSON object a line."""
+    """All that a worker needs; `records_path` is the file that it appends to, one JSON object a line.
+
+    `samples_path`: the file for what it saw of itself, written at the end.
+    """
 
     target: EndpointTarget
     plan: list[PlannedRequest]
     options: RunOptions
     lexicon: Lexicon
     records_path: str
+    samples_path: str = ""
+
+
+class StartNote(msgspec.Struct, kw_only=True):
+    """What must be known of a run to read its records: its zero on `time.monotonic`, warm-up, options and workers.
+
+    `is_ended`: it came to its end, as planned or by a rule.
+    """
+
+    start_at: float
+    warmup_s: float | None
+    workers: int
+    options: RunOptions | None = None
+    is_ended: bool = False
 
 
 class Progress(msgspec.Struct, kw_only=True):
@@ -86,7 +104,13 @@ async def _work(spec: WorkerSpec) -> None:
     finally:
         reporting.cancel()
         loop.remove_reader(sys.stdin.fileno())
+    _keep(spec.samples_path, client.samples)
     _say(msgspec.json.encode(_progress(client, writer, client.samples)))
+
+
+def _keep(path: str, samples: ClientSamples) -> None:
+    if path:
+        Path(path).write_bytes(msgspec.json.encode(samples))
 
 
 def _told_to_stop(loop: asyncio.AbstractEventLoop, client: LoadClient) -> None:
@@ -106,5 +130,9 @@ def _progress(client: LoadClient, writer: _Writer, samples: ClientSamples | None
 
 
 def _say(line: bytes) -> None:
-    sys.stdout.buffer.write(line + b"\n")
-    sys.stdout.buffer.flush()
+    """Tell the parent; one that is gone hears nothing, and the records are in the file all the same."""
+    try:
+        sys.stdout.buffer.write(line + b"\n")
+        sys.stdout.buffer.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -2,10 +2,10 @@
 
 from setpoint.metrics.histogram import Histogram
 from setpoint.metrics.judge import ALL_CLASSES, Miss, attainment, count_met, goodput_rps, is_good, met, misses
-from setpoint.metrics.objective import Judged, Objective, judge, slos_of, violations
+from setpoint.metrics.objective import Judged, Objective, judge, slos_of, tightest_s, violations
 from setpoint.metrics.quantile import Quantile, effective_size, estimate, rank_quantile, sample_size_min
 from setpoint.metrics.slo_text import parse_objectives
-from setpoint.metrics.stationarity import Drift, Overload, Warmup, drift, little_error, mser5, overload
+from setpoint.metrics.stationarity import Drift, Overload, Warmup, drift, little_allowed, little_error, mser5, overload
 from setpoint.metrics.summary import ClassSummary, Latency, Share, Summary, latency, share, summarize
 from setpoint.metrics.timeline import ErrorKind, RequestRecord, TokenSource
 
@@ -35,6 +35,7 @@ __all__ = [
     "is_good",
     "judge",
     "latency",
+    "little_allowed",
     "little_error",
     "met",
     "misses",
@@ -46,5 +47,6 @@ __all__ = [
     "share",
     "slos_of",
     "summarize",
+    "tightest_s",
     "violations",
 ]

@@ -1,17 +1,22 @@
 """Reading objectives: `chat: ttft_p95<200ms, tpot_p95<50ms; batch: e2e_p90<30s`, or the name of a preset.
 
 Grammar: groups apart by `;`, each `[class:] term, term`; a term is `METRIC_pNN<LIMIT` with LIMIT in us, ms, s or min,
-or `errors<N%`, or the name of a preset. Presets are the service classes of this project and MLPerf's limits.
+or `(METRIC<LIMIT & METRIC<LIMIT)_pNN`, or `errors<N%`, or the name of a preset. Presets are the service classes of this
+project and MLPerf's limits.
 """
 
 import re
+from collections.abc import Sequence
 from typing import get_args
 
 from setpoint.errors import WorkloadError
 from setpoint.metrics.judge import ALL_CLASSES
-from setpoint.metrics.objective import Metric, Objective
+from setpoint.metrics.objective import Limit, Metric, Objective
 from setpoint.model import PRESETS
 
+METRICS = tuple(name for name in get_args(Metric) if name not in {"errors", "joint"})
+JOINABLE = tuple(name for name in METRICS if name != "itl")
+"""Those that a request has one value of."""
 UNITS_S = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0}
 QUANTILE_MAX = 99.99
 
@@ -44,6 +49,8 @@ _PREFIXES = tuple(
     )
 )
 """Ever shorter beginnings of a term, to find how far a faulty one can be read."""
+_JOINT = re.compile(rf"\((?P<inner>[^()]*)\)\s*_p(?P<quantile>{_NUMBER})$")
+_PART = re.compile(rf"(?P<metric>[a-z0-9_]+)\s*<=?\s*(?P<limit>{_NUMBER})\s*(?P<unit>[a-z]+)$")
 _ERRORS = re.compile(r"errors\s*<=?\s*(?P<percent>\d+(?:\.\d+)?)\s*%$")
 _CLASS = re.compile(r"\s*(?P<name>[A-Za-z][\w.-]*)\s*:(?!\w)")
 
@@ -67,7 +74,8 @@ def parse_objectives(text: str) -> tuple[Objective, ...]:
 
 
 def _is_same(one: Objective, other: Objective) -> bool:
-    return (one.class_name, one.metric, one.quantile) == (other.class_name, other.metric, other.quantile)
+    kinds = [(each.class_name, each.metric, each.quantile, len(each.parts)) for each in (one, other)]
+    return kinds[0] == kinds[1]
 
 
 def _term(text: str, start: int, term: str, owner: str) -> list[Objective]:
@@ -83,30 +91,55 @@ def _term(text: str, start: int, term: str, owner: str) -> list[Objective]:
     errors = _ERRORS.match(term)
     if errors:
         return [_errors(text, start, owner, float(errors.group("percent")))]
-    return [_limit(text, start, term, owner)]
+    return [_joint(text, start, term, owner) if term.startswith("(") else _one(text, start, term, owner)]
 
 
-def _limit(text: str, start: int, term: str, owner: str) -> Objective:
+def _one(text: str, start: int, term: str, owner: str) -> Objective:
     match = _TERM.match(term)
     if match is None:
         raise _fault(text, start + _first_fault(term), "expected METRIC_pNN<LIMIT, such as ttft_p95<200ms")
-    metric, unit = match.group("metric"), match.group("unit")
-    metrics = [name for name in get_args(Metric) if name != "errors"]
+    limit = _limit(text, start, match, METRICS)
+    return Objective(
+        class_name=owner, metric=limit.metric, quantile=_quantile(text, start, match), limit_s=limit.limit_s
+    )
+
+
+def _joint(text: str, start: int, term: str, owner: str) -> Objective:
+    match = _JOINT.match(term)
+    if match is None:
+        at = len(term) if ")" not in term else term.index(")") + 1
+        raise _fault(text, start + at, "expected (METRIC<LIMIT & METRIC<LIMIT)_pNN")
+    parts: list[Limit] = []
+    at = start + 1
+    for part in match.group("inner").split("&"):
+        place = at + len(part) - len(part.lstrip())
+        found = _PART.match(part.strip())
+        if found is None:
+            raise _fault(text, place, "expected METRIC<LIMIT, such as ttft<200ms")
+        limit = _limit(text, place, found, JOINABLE)
+        if any(limit.metric == other.metric for other in parts):
+            raise _fault(text, place, f"{limit.metric} is limited twice")
+        parts.append(limit)
+        at += len(part) + 1
+    return Objective(class_name=owner, metric="joint", quantile=_quantile(text, start, match), parts=tuple(parts))
+
+
+def _limit(text: str, start: int, match: re.Match[str], metrics: Sequence[str]) -> Limit:
+    metric, unit, limit = match.group("metric"), match.group("unit"), float(match.group("limit"))
     if metric not in metrics:
         raise _fault(text, start, f"unknown metric {metric!r}: one of {', '.join(metrics)}")
     if unit not in UNITS_S:
         raise _fault(text, start + match.start("unit"), f"unknown unit {unit!r}: one of {', '.join(UNITS_S)}")
-    quantile, limit = float(match.group("quantile")), float(match.group("limit"))
-    if not 0.0 < quantile <= QUANTILE_MAX:
-        raise _fault(text, start + match.start("quantile"), f"a percentile lies above 0 and up to {QUANTILE_MAX}")
     if limit <= 0.0:
         raise _fault(text, start + match.start("limit"), "a limit must be positive")
-    return Objective(
-        class_name=owner,
-        metric=metric,  # type: ignore[arg-type]  # checked above
-        quantile=quantile / 100.0,
-        limit_s=limit * UNITS_S[unit],
-    )
+    return Limit(metric, limit * UNITS_S[unit])  # type: ignore[arg-type]  # checked above
+
+
+def _quantile(text: str, start: int, match: re.Match[str]) -> float:
+    quantile = float(match.group("quantile"))
+    if not 0.0 < quantile <= QUANTILE_MAX:
+        raise _fault(text, start + match.start("quantile"), f"a percentile lies above 0 and up to {QUANTILE_MAX}")
+    return quantile / 100.0
 
 
 def _first_fault(term: str) -> int:

@@ -5,7 +5,9 @@ is least; a cut at half of the run means that it never settled.
 *Drift*: the slope of a least-squares line through batch means with its t interval.
 *Overload*: requests in flight grow and latency grows, both significantly (either alone is a common false alarm), or
 in-flight grows and clearly fewer requests are completed than offered.
-*Little's law*: L = X R holds in any stationary window; a gap says that the window is not one.
+*Little's law*: L = X R holds in any stationary window; a gap beyond what the edges of the window explain says that it
+is not one. A window of W seconds cuts the requests in flight at either edge, L of them about, each with a rest of about
+its time R: the gap then has a standard deviation of about R sqrt(2 L / 3), in an area of L W.
 """
 
 import itertools
@@ -22,6 +24,8 @@ GROUP = 5
 GROUPS_MIN = 4
 SLICES = 20
 KEEPING_UP_RATIO = 0.95
+LITTLE_MAX = 0.05
+EDGE_DEVIATIONS = 2.5
 
 
 class Warmup(msgspec.Struct, frozen=True, kw_only=True):
@@ -151,3 +155,10 @@ def little_error(records: Iterable[RequestRecord], start: float, end: float) -> 
     if area <= 0.0 or not times:
         return None
     return abs(area - math.fsum(times)) / area
+
+
+def little_allowed(window_s: float, e2e_s: float, in_flight: float) -> float:
+    """Return the gap of `little_error` that a stationary window of `window_s` may show: 5%, or what its edges make."""
+    if in_flight <= 0.0 or window_s <= 0.0:
+        return LITTLE_MAX
+    return max(LITTLE_MAX, EDGE_DEVIATIONS * e2e_s * math.sqrt(2.0 / (3.0 * in_flight)) / window_s)

@@ -15,7 +15,7 @@ from setpoint.metrics.binomial import share_interval
 from setpoint.metrics.histogram import Histogram
 from setpoint.metrics.judge import ALL_CLASSES, is_good
 from setpoint.metrics.quantile import BATCHES_MAX, Quantile, binomial_ranks, effective_size, estimate
-from setpoint.metrics.stationarity import Overload, Warmup, little_error, mser5, overload
+from setpoint.metrics.stationarity import LITTLE_MAX, Overload, Warmup, little_allowed, little_error, mser5, overload
 from setpoint.metrics.timeline import RequestRecord
 from setpoint.model import Slo
 
@@ -50,7 +50,7 @@ class Share(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ClassSummary(msgspec.Struct, frozen=True, kw_only=True):
-    """One service class (or all together, under the name `*`)."""
+    """One service class (or all together, under the name `*`). `error_details`: one example of each kind of error."""
 
     class_name: str
     requests: int
@@ -60,6 +60,7 @@ class ClassSummary(msgspec.Struct, frozen=True, kw_only=True):
     good_rps: float
     offered_rps: float
     latencies: dict[str, Latency]
+    error_details: dict[str, str] = {}
 
 
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,6 +82,12 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     overload: Overload
     little_error: float | None
     classes: dict[str, ClassSummary]
+    little_allowed: float = LITTLE_MAX
+
+    @property
+    def is_stationary(self) -> bool:
+        """Whether Little's law holds over the window, as far as its edges let it."""
+        return self.little_error is None or self.little_error <= self.little_allowed
 
     @property
     def window_s(self) -> float:
@@ -125,6 +132,7 @@ def summarize(
     if ALL_CLASSES not in classes:
         classes[ALL_CLASSES] = msgspec.structs.replace(classes[names[0]], class_name=ALL_CLASSES)
     prompt, output = _tokens_inside(ordered, start, end)
+    in_flight = sum(_overlap(record, start, end) for record in ordered) / span
     return Summary(
         start_at=start,
         end_at=end,
@@ -136,11 +144,12 @@ def summarize(
         prompt_tokens_per_s=prompt / span,
         output_tokens_per_s=output / span,
         total_tokens_per_s=(prompt + output) / span,
-        in_flight=sum(_overlap(record, start, end) for record in ordered) / span,
+        in_flight=in_flight,
         attainment=classes[ALL_CLASSES].attainment,
         good_rps=classes[ALL_CLASSES].good_rps,
         overload=overload(ordered, start, end),
         little_error=little_error(ordered, start, end),
+        little_allowed=little_allowed(span, in_flight * span / len(due), in_flight),
         classes=classes,
     )
 
@@ -205,6 +214,7 @@ def _of_class(
         good_rps=sum(flags) / span,
         offered_rps=len(due) / span,
         latencies=latencies,
+        error_details={record.error or "cut": record.detail for record in reversed(due) if record.is_failed},
     )
 
 

@@ -10,7 +10,8 @@
 | `prompts` | JSON: `prompt` (text), optional `output_tokens`, `class_name`; no times | the user |
 | `sharegpt` | one JSON array of conversations; no times | ShareGPT |
 
-Times count from the first request. A bad row is an error that names it; nothing is skipped in silence, but for rows of
+Times count from the first request, and must not run backwards: a file out of order is one that was put together wrong,
+and sorting it would hide that. A bad row is an error that names it; nothing is skipped in silence, but for rows of
 BurstGPT whose answer failed (0 response tokens), which its authors mark so, and ShareGPT entries that do not begin with
 a person's words.
 """
@@ -18,7 +19,7 @@ a person's words.
 import csv
 import json
 from collections.abc import Callable, Iterable, Iterator
-from itertools import chain
+from itertools import chain, pairwise
 from typing import Any, Literal, get_args
 
 from msgspec.structs import replace
@@ -47,7 +48,7 @@ def rough_count(text: str) -> int:
 def read_trace(
     lines: Iterable[str], form: Form | None = None, *, name: str = "trace", count_tokens: CountTokens = rough_count
 ) -> list[PlannedRequest]:
-    """Return the requests of a recorded workload in order of time; `form` is told from the first line when not given.
+    """Return the requests of a recorded workload, in its order; `form` is told from the first line when not given.
 
     `name` is what errors call the file. `count_tokens` counts the text of `prompts` and `sharegpt`.
     Raises WorkloadError, naming the row (counted from 1), when one is malformed, or when there are none.
@@ -64,8 +65,13 @@ def read_trace(
         found = list(_read_json_lines(rows, form, name, count_tokens))
     if not found:
         raise WorkloadError(f"{name}: there is no request in it")
-    start = min(one.at_s for one in found)
-    found.sort(key=lambda one: one.at_s)
+    for earlier, later in pairwise(found):
+        if later.at_s < earlier.at_s:
+            raise WorkloadError(
+                f"{name}, row {later.id}: its time lies {earlier.at_s - later.at_s:g} s before row {earlier.id}'s",
+                hint="sort the file by its times",
+            )
+    start = found[0].at_s
     return [replace(one, id=number, at_s=one.at_s - start) for number, one in enumerate(found)]
 
 
