@@ -188,6 +188,17 @@ def test_the_timeline_is_a_chrome_trace_and_a_late_request_is_explained(
     assert "no request 99999 came" in refusal(capsys, "explain", journal, "--request", "99999")
 
 
+def test_the_journal_of_a_simulated_run_can_be_replayed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    journal, points, book = tmp_path / "j.jsonl", tmp_path / "points.csv", tmp_path / "book.json"
+    points.write_text(POINTS + ROWS)
+    assert run("calibrate", points, *DEPLOYED, "--engine-version", "0.10.2", "--into", book) == 0
+    for more in ((), ("--calibration", book)):
+        assert run("simulate", *DEPLOYED, "--rate", "20", "--duration", "10", *more, "--journal", journal) == 0
+        capsys.readouterr()
+        assert run("replay", journal) == 0
+        assert "identical" in capsys.readouterr().out
+
+
 POINTS = "id,model,precision,gpu,parallelism,engine,engine_version,load,input_len,output_len,concurrency,output_tok_s\n"
 ROWS = "".join(
     f"r{users},Llama-3.1-8B,BF16,H100-SXM,TP1,vLLM,{version},closed-loop,500,200,{users},{rate}\n"

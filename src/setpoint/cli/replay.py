@@ -12,7 +12,7 @@ import typer
 from setpoint.errors import JournalError
 from setpoint.journal import Divergence, ReplayReport, replay
 from setpoint.journal.format import LINE_BYTES_MAX
-from setpoint.steptime.learner import restored
+from setpoint.steptime.saved import restored
 
 EXIT_DIFFERENT = 1
 _SHOWN = 100

@@ -37,6 +37,7 @@ class Roofline:
         """Compute what does not depend on the step; `is_streamed`: each token goes to a client at once."""
         a, q, hardware, layout = setup.architecture, setup.quantization, setup.hardware, setup.layout
         e, ranks = efficiency, layout.tensor
+        self.setup, self.efficiency, self.is_streamed = setup, efficiency, is_streamed
         self.architecture = a
         self.tail_ratio = tail_ratio
         precision = q.precision(hardware.peaks_tflops)
