@@ -4,7 +4,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from setpoint.engines.llamacpp.kv import STEP, Places, plan_kv
+from setpoint.engines.llamacpp.kv import STEP, plan_kv
 from setpoint.errors import ConfigError
 
 SIZES = {"prefixes": 8, "prefix_tokens": 4096}
@@ -58,11 +58,3 @@ def test_a_cache_that_cannot_give_each_slot_its_context_says_what_would() -> Non
         plan_kv("per-slot", slots=16, kv_tokens=2000, context_tokens=None, **SIZES)
     with pytest.raises(ConfigError, match="no engine"):
         plan_kv("shared", slots=0, kv_tokens=4096, context_tokens=None, **SIZES)
-
-
-def test_classes_are_placed_from_both_ends() -> None:
-    places = Places(5)
-    assert [places.take(name) for name in ("chat", "batch", "chat", "batch")] == [0, 4, 1, 3]
-    places.give_back(0)
-    assert places.take("chat") == 0
-    assert places.take("other") == 2

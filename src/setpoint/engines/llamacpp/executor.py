@@ -22,7 +22,7 @@ import numpy as np
 from setpoint.engines.api import Generation, SampledToken, StepOutput, TokenLogprob
 from setpoint.engines.llamacpp.context import Context, physical_cores
 from setpoint.engines.llamacpp.grammar import compile_grammar
-from setpoint.engines.llamacpp.kv import BLOCK_TOKENS, Places, plan_kv
+from setpoint.engines.llamacpp.kv import BLOCK_TOKENS, plan_kv
 from setpoint.engines.llamacpp.model import Model
 from setpoint.engines.llamacpp.prefix import PrefixStats, PrefixStore, StoredPrefix
 from setpoint.engines.llamacpp.sampling import Floats, Sampler, Scratch, likeliest, log_total
@@ -43,9 +43,14 @@ class _Sequence:
     prefix_tokens: int
     stored_tokens: int
     slot: int | None = None
-    place: int = -1
-    """The KV sequence, where it has a slot."""
+    """Also the number of its KV sequence."""
     computed: int = 0
+
+    @property
+    def held_slot(self) -> int:
+        """The slot, which it must have."""
+        assert self.slot is not None, "the sequence has no slot"
+        return self.slot
 
 
 class LlamaExecutor:
@@ -97,7 +102,6 @@ class LlamaExecutor:
             step_tokens_max=Tokens(step_tokens_max),
             context_tokens_max=Tokens(min(kv.sequence_tokens, trained)),
         )
-        self._places = Places(slots)
         self._prefixes = PrefixStore(range(slots, slots + kv.prefixes), kv.prefix_tokens, BLOCK_TOKENS)
         self._scratch = Scratch(model.info.vocabulary)
         self._ends = np.fromiter(model.end_tokens, dtype=np.intp)
@@ -152,11 +156,10 @@ class LlamaExecutor:
         sequence = self._sequences[request_id]
         assert sequence.slot is None, f"request {request_id} has a slot already"
         assert 0 <= slot < self._capacity.slots, f"there is no slot {slot}"
-        assert all(s.slot != slot for s in self._sequences.values()), f"slot {slot} is taken"
+        assert self._context.length(slot) == 0, f"slot {slot} is taken"
         sequence.slot, sequence.computed = slot, 0
-        sequence.place = self._places.take(sequence.generation.class_name)
         if sequence.prefix is not None:
-            self._context.copy(sequence.prefix.sequence, sequence.place, sequence.prefix_tokens)
+            self._context.copy(sequence.prefix.sequence, slot, sequence.prefix_tokens)
             sequence.computed = sequence.prefix_tokens
             self._prefixes.count_hit(sequence.prefix_tokens)
             self._unpin(sequence)
@@ -169,13 +172,15 @@ class LlamaExecutor:
         started = self._clock()
         known = self._sequences
         assert all(known[i].computed == len(known[i].tokens) - 1 for i in decodes), "a decode has not been prefilled"
-        chunks = sorted([(known[i].place, i, 1) for i in decodes] + [(known[i].place, i, n) for i, n in prefills])
+        chunks = sorted(
+            [(known[i].held_slot, i, 1) for i in decodes] + [(known[i].held_slot, i, n) for i, n in prefills]
+        )
         sampled = self._fill(chunks)
         try:
             self._context.decode(sum(tokens for _, _, tokens in chunks))
         except EngineError:
-            for place, request_id, _ in chunks:
-                self._context.drop(place, known[request_id].computed)
+            for slot, request_id, _ in chunks:
+                self._context.drop(slot, known[request_id].computed)
             raise
         for _, request_id, tokens in chunks:
             known[request_id].computed += tokens
@@ -189,49 +194,47 @@ class LlamaExecutor:
     def preempt(self, request_id: int) -> None:
         """Free the slot and the KV of the request, and keep its tokens: its next prefill recomputes them all."""
         sequence = self._sequences[request_id]
-        assert sequence.slot is not None, "the sequence has no slot"
-        self._vacate(sequence)
+        self._context.drop(sequence.held_slot)
         sequence.slot, sequence.computed = None, 0
 
     def release(self, request_id: int) -> None:
         """Forget the request and free all that it holds; at any point of its life."""
         sequence = self._sequences.pop(request_id)
         if sequence.slot is not None:
-            self._vacate(sequence)
+            self._context.drop(sequence.slot)
         self._unpin(sequence)
         sequence.sampler.close()
 
     def slot_tokens(self, slot: int) -> int:
         """Return how many tokens of KV the slot holds, as llama.cpp counts them."""
-        return sum(self._context.length(s.place) for s in self._sequences.values() if s.slot == slot)
+        return self._context.length(slot)
 
     @property
     def kv_held(self) -> int:
         """How many tokens of KV the sequences of all slots hold, as llama.cpp counts them."""
-        return sum(self._context.length(place) for place in range(self._capacity.slots))
+        return sum(self._context.length(slot) for slot in range(self._capacity.slots))
 
     def _fill(self, chunks: list[tuple[int, int, int]]) -> list[int]:
-        """Write the batch of (place, request, tokens); return the requests that are sampled from, in its order."""
+        """Write the batch of (slot, request, tokens); return the requests that are sampled from, in its order."""
         context, sampled = self._context, []
         tokens: list[int] = []
         positions: list[int] = []
-        places: list[int] = []
-        for place, request_id, count in chunks:
+        slots: list[int] = []
+        for slot, request_id, count in chunks:
             sequence = self._sequences[request_id]
             start, end = sequence.computed, sequence.computed + count
-            assert sequence.slot is not None, "the sequence has no slot"
             assert count > 0, "a chunk is empty"
             assert end <= len(sequence.tokens), "a chunk goes beyond its prompt"
             tokens += sequence.tokens[start:end]
             positions += range(start, end)
-            places += [place] * count
+            slots += [slot] * count
             context.is_output[len(tokens) - count : len(tokens)] = 0
             if end == len(sequence.tokens):
                 context.is_output[len(tokens) - 1] = 1
                 sampled.append(request_id)
         size = len(tokens)
         assert 0 < size <= len(context.token), "the plan is empty, or larger than a step may be"
-        context.token[:size], context.position[:size], context.sequence[:size] = tokens, positions, places
+        context.token[:size], context.position[:size], context.sequence[:size] = tokens, positions, slots
         return sampled
 
     def _sample(self, request_id: int, row: Floats) -> SampledToken:
@@ -261,12 +264,8 @@ class LlamaExecutor:
         for victim in freed:
             self._context.drop(victim)
         if entry is not None:
-            self._context.copy(sequence.place, entry.sequence, len(tokens))
+            self._context.copy(sequence.held_slot, entry.sequence, len(tokens))
         sequence.stored_tokens = 0
-
-    def _vacate(self, sequence: _Sequence) -> None:
-        self._context.drop(sequence.place)
-        self._places.give_back(sequence.place)
 
     def _unpin(self, sequence: _Sequence) -> None:
         if sequence.prefix is not None:

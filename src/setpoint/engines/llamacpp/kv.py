@@ -2,12 +2,13 @@
 
 `per-slot`: every slot, and every stored prefix, has a stretch of cells of its own, and attention reads no other's. A
 sequence can never outgrow what its slot has, so nothing is ever preempted for KV. llama.cpp computes in one go only
-sequences whose stretches lie side by side, so those that are likely to run in the same step are placed together: the
-first class from one end, the second from the other, and so on in turn.
+sequences whose stretches lie side by side: where a strategy leaves some of the running sequences out of a step, each
+gap costs a further pass over the weights.
 
 `shared`: one pool of cells, so that any sequence may be as long as the whole pool. Attention of each token then runs
 over all cells in use and masks what belongs to others: with 16 sequences of 400 tokens a step takes half as long again,
-with 32 of them almost twice as long (on a CPU; `benchmarks/kv_layout.py`). For few, long sequences.
+with 32 of them almost twice as long (on a CPU; `benchmarks/kv_layout.py`). For few, long sequences, and where most
+steps leave many out.
 """
 
 from typing import Final
@@ -84,23 +85,3 @@ def plan_kv(
 
 def _up(tokens: int) -> int:
     return -(-tokens // STEP) * STEP
-
-
-class Places:
-    """Which KV sequence of `count` each running request has."""
-
-    def __init__(self, count: int) -> None:
-        """Begin with all of them free."""
-        self._free = set(range(count))
-        self._is_from_top: dict[str, bool] = {}
-
-    def take(self, class_name: str) -> int:
-        """Return a free place on the side of the class; some place must be free."""
-        is_from_top = self._is_from_top.setdefault(class_name, len(self._is_from_top) % 2 == 1)
-        place = max(self._free) if is_from_top else min(self._free)
-        self._free.remove(place)
-        return place
-
-    def give_back(self, place: int) -> None:
-        """Make the place free again."""
-        self._free.add(place)
