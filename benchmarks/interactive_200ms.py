@@ -17,7 +17,7 @@ from setpoint.model import PRESETS
 from setpoint.workload import LogNormal
 
 LENGTHS = LogNormal(24, 0.5, 8, 64), LogNormal(24, 0.7, 4, 96)
-RATES = (0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0)
+RATES = (1.0, 2.0, 3.0, 4.0, 5.0, 6.5, 8.0, 10.0, 12.0)
 QUICK_RATES = (1.0, 3.0)
 
 

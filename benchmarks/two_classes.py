@@ -33,14 +33,14 @@ from reporting import arguments, report, say
 
 from setpoint.workload import POISSON, Gaps
 
-LADDER = (0.08, 0.16, 0.24, 0.32, 0.42, 0.55, 0.7)
+LADDER = (0.04, 0.08, 0.16, 0.24, 0.34, 0.46, 0.6)
 QUICK_LADDER = (0.15, 0.4)
 TUNED_AT = (0.12, 0.35)
 
 
 def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bursty", action="store_true", help="gamma gaps with a coefficient of variation of 3")
-    parser.add_argument("--seconds", type=float, help="length of one rung (default: 45, quick: 4)")
+    parser.add_argument("--seconds", type=float, help="length of one rung (default: 60, quick: 4)")
 
 
 def batch_alone(bench: Bench, experiment: Setting, seconds: float) -> float:
@@ -52,7 +52,7 @@ def batch_alone(bench: Bench, experiment: Setting, seconds: float) -> float:
 def main() -> None:
     """Tune the baselines in the simulator, let all contenders climb, and report."""
     args = arguments(__doc__ or "", _options)
-    seconds = args.seconds or (4.0 if args.quick else 45.0)
+    seconds = args.seconds or (4.0 if args.quick else 60.0)
     with Bench(args) as bench:
         model = bench.profile(6.0 if args.quick else 30.0, args.seed)
         slo = scaled_slo(model)
