@@ -79,6 +79,13 @@ class Draft:
         """Return the sequences in prefill that are not preempted."""
         return [s for s in self.ledger.prefilling.values() if s not in self.preempted]
 
+    def left_out(self) -> list[Sequence]:
+        """Return the sequences in decode that stay and are not decoded."""
+        if len(self.decodes) == len(self.ledger.decoding):
+            return []
+        taken = {*self.decodes, *self.preempted}
+        return [s for s in self.ledger.decoding.values() if s not in taken]
+
     @property
     def shape(self) -> StepShape:
         """The shape of the step as it stands."""
@@ -98,14 +105,13 @@ class Draft:
 
     def add_all_decodes(self, sequences: Collection[Sequence]) -> bool:
         """Put in a decode of each of `sequences`, without a time limit, if blocks and tokens are there for all."""
-        block_tokens = self.ledger.capacity.block_tokens
-        growing = [s for s in sequences if s.computed_tokens - s.cached_tokens >= s.blocks * block_tokens]
+        growing = self.ledger.decodes.full(sequences)
         if len(sequences) > self.tokens_left or len(growing) > self.free_blocks:
             return False
         self.free_blocks -= len(growing)
         self.growing += growing
         self.tokens_left -= len(sequences)
-        self.context_tokens += sum([s.computed_tokens for s in sequences])
+        self.context_tokens += self.ledger.decodes.context(sequences)
         self.decodes += sequences
         self.price()
         return True
@@ -188,9 +194,7 @@ class Draft:
         """Return how many KV blocks are missing for a decode of each of `decoding`; at most 0 when none is."""
         if len(decoding) <= self.free_blocks:
             return 0
-        block_tokens = self.ledger.capacity.block_tokens
-        needed = sum(s.computed_tokens - s.cached_tokens >= s.blocks * block_tokens for s in decoding)
-        return needed - self.free_blocks
+        return len(self.ledger.decodes.full(decoding)) - self.free_blocks
 
     def decodes_within(self, sequences: Many[Sequence], cap_s: float) -> int:
         """Return how many of `sequences`, from the first on, could decode beside what is in, within `cap_s`."""

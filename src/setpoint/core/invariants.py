@@ -95,6 +95,18 @@ def tokens_are_sane(ledger: Ledger) -> Iterator[str]:
             yield f"request {sequence.id} decodes with {sequence.computed_tokens} tokens computed"
 
 
+def decodes_are_filed(ledger: Ledger) -> Iterator[str]:
+    """Check that what is known of those in decode without looking at each is what looking at each finds."""
+    decodes, members = ledger.decodes, ledger.decoding.values()
+    if decodes.context(members) != sum(s.computed_tokens for s in members):
+        yield "the context of the decodes does not add up"
+    if members and decodes.steps_left() != min(s.output_tokens_max - s.output_tokens for s in members):
+        yield "another decode has its longest output first"
+    full = {s.id for s in members if s.blocks < ledger.blocks_for(s, s.computed_tokens + 1)}
+    if {s.id for s in decodes.full(members)} != full:
+        yield "the blocks of others are full"
+
+
 def deadlines_are_sane(ledger: Ledger) -> Iterator[str]:
     """Check that no deadline lies before the arrival, and that the next to expire is known."""
     for sequence in ledger.sequences.values():
@@ -142,5 +154,6 @@ _OF_LEDGER: tuple[Callable[[Ledger], Iterator[str]], ...] = (
     slots_are_conserved,
     blocks_are_conserved,
     tokens_are_sane,
+    decodes_are_filed,
     deadlines_are_sane,
 )

@@ -9,88 +9,16 @@ the head of the queue only, however long it is.
 """
 
 from bisect import bisect_left, insort
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from heapq import heappop, heappush
 
-from setpoint.model import Capacity, Request, ServiceClass, Slo
-from setpoint.units import Instant
+from setpoint.core.decodes import Decodes
+from setpoint.core.sequence import Key, Sequence
+from setpoint.model import Capacity
 
-Key = tuple[float, ...]
+__all__ = ["Key", "Ledger", "Sequence"]
+
 _SPARE_EXPIRIES = 64
-
-
-class Sequence:
-    """The token state of one request; mutable, and written by the ledger and the machine alone."""
-
-    __slots__ = (
-        "anchor",
-        "arrived_at",
-        "blocks",
-        "cached_tokens",
-        "computed_tokens",
-        "expires_at",
-        "first_token_at",
-        "id",
-        "is_harvest",
-        "is_late",
-        "key",
-        "output_tokens",
-        "output_tokens_max",
-        "preemptions",
-        "prompt_tokens",
-        "request",
-        "service_class",
-        "slo",
-        "slot",
-        "target_tokens",
-        "ttft_deadline",
-    )
-
-    def __init__(self, request: Request, service_class: ServiceClass) -> None:
-        """Take the request in: nothing computed, nothing held."""
-        slo = request.slo(service_class)
-        self.request = request
-        self.id = request.id
-        self.service_class = service_class
-        self.slo: Slo = slo
-        self.is_harvest = service_class.is_harvest
-        self.arrived_at = request.arrived_at
-        self.prompt_tokens: int = request.prompt_tokens
-        self.output_tokens_max: int = request.output_tokens_max
-        self.cached_tokens: int = request.cached_tokens
-        self.computed_tokens: int = self.cached_tokens + request.received_tokens
-        self.target_tokens: int = self.prompt_tokens
-        self.output_tokens = 0
-        self.blocks = 0
-        self.slot: int | None = None
-        self.first_token_at: Instant | None = None
-        self.anchor: float = request.arrived_at
-        """The instant from which the deadlines of the tokens after the first count; see `begin`."""
-        self.preemptions = 0
-        self.is_late = False
-        self.key: Key = ()
-        target = slo.ttft_target(request.prompt_tokens)
-        self.ttft_deadline: float | None = None if target is None else request.arrived_at + target
-        wait_s = service_class.wait_max_s
-        if wait_s is None:
-            wait_s = slo.e2e_s
-        self.expires_at: float | None = None if wait_s is None else request.arrived_at + wait_s
-
-    @property
-    def remaining_tokens(self) -> int:
-        """Tokens still to be computed before the next one is yielded."""
-        return self.target_tokens - self.computed_tokens
-
-    def begin(self, at: Instant) -> None:
-        """Note when the first token came."""
-        self.first_token_at = at
-        is_early = self.slo.judged_by == "pace" and self.ttft_deadline is not None and self.ttft_deadline > at
-        self.anchor = self.ttft_deadline if is_early and self.ttft_deadline is not None else at
-
-    def token_deadline(self) -> float | None:
-        """Return when the next token after the first is due, or `None`; see `setpoint.model.decode_deadline`."""
-        tpot_s = self.slo.tpot_s
-        return None if tpot_s is None or self.first_token_at is None else self.anchor + self.output_tokens * tpot_s
 
 
 class Ledger:
@@ -102,7 +30,8 @@ class Ledger:
         self.sequences: dict[int, Sequence] = {}
         self.waiting: list[tuple[Key, int]] = []
         self.prefilling: dict[int, Sequence] = {}
-        self.decoding: dict[int, Sequence] = {}
+        self.decodes = Decodes(capacity.block_tokens)
+        self.decoding: dict[int, Sequence] = self.decodes.members
         self.ending: dict[int, Sequence] = {}
         """Those whose last token is under way in an engine that runs ahead: they still hold what they held."""
         self.harvests = 0
@@ -170,6 +99,26 @@ class Ledger:
         self.prefilling[sequence.id] = sequence
         return slot
 
+    def decode(self, sequence: Sequence) -> None:
+        """Let a sequence decode whose prompt is complete."""
+        del self.prefilling[sequence.id]
+        self.decodes.join(sequence)
+
+    def advance(self, steps: int, left_out: Iterable[Sequence]) -> None:
+        """Count a token in each of `steps` as computed and yielded, for all in decode but those `left_out`."""
+        for sequence in self.decodes.advance(steps, left_out):
+            self.hold(sequence, sequence.computed_tokens)
+
+    def gain(self, sequence: Sequence, tokens: int) -> None:
+        """Count `tokens` more of one in decode."""
+        self.decodes.move(sequence, tokens)
+        self.hold(sequence, sequence.computed_tokens)
+
+    def end(self, sequence: Sequence) -> None:
+        """Let a sequence in decode yield no more, and hold what it holds."""
+        self.decodes.leave(sequence)
+        self.ending[sequence.id] = sequence
+
     def hold(self, sequence: Sequence, computed_tokens: int) -> None:
         """Let a running sequence hold the blocks of `computed_tokens`; it never gives any back before its end."""
         block_tokens = self.capacity.block_tokens
@@ -232,6 +181,7 @@ class Ledger:
         for sequence in running:
             sequence.blocks = capacity.blocks(sequence.blocks * block_tokens)
         self.blocks_held = sum(s.blocks for s in running)
+        self.decodes.file(capacity.block_tokens)
 
     def _compact(self) -> None:
         if len(self._expiries) > 2 * len(self.waiting) + _SPARE_EXPIRIES:
@@ -258,6 +208,7 @@ class Ledger:
         sequence.slot = None
         self.blocks_held -= sequence.blocks
         sequence.blocks = 0
+        if sequence.id in self.decoding:
+            self.decodes.leave(sequence)
         self.prefilling.pop(sequence.id, None)
-        self.decoding.pop(sequence.id, None)
         self.ending.pop(sequence.id, None)

@@ -59,6 +59,8 @@ class ReplicaMachine:
         self.step_in_flight: StepPlan | None = None
         self.shape = StepShape()
         self._steps = 0
+        self._left_out: list[Sequence] = []
+        """Those in decode that the step in flight does not decode."""
         self._out: list[AnyCommand] = []
 
     def handle(self, event: AnyEvent) -> list[AnyCommand]:
@@ -136,27 +138,19 @@ class ReplicaMachine:
         assert 1 <= len(event.step_seconds) <= plan.horizon.steps, "a plan runs within its horizon"
         self.step_in_flight = None
         self._learn(event.step_seconds)
-        repeats = len(event.step_seconds)
-        extra = dict(event.extra)
-        stopped = event.stopped
-        ledger = self.ledger
-        decoding = ledger.decoding
-        for request_id in plan.decodes:
-            sequence = decoding.get(request_id)
-            if sequence is not None:
-                yielded = repeats + extra[request_id] - 1 if request_id in extra else repeats
-                sequence.computed_tokens += yielded
-                sequence.output_tokens += yielded
-                if yielded > 1:
-                    ledger.hold(sequence, sequence.computed_tokens)
-                if sequence.output_tokens >= sequence.output_tokens_max or request_id in stopped:
-                    self._ended(sequence, is_stopped=request_id in stopped)
+        ledger, stopped = self.ledger, event.stopped
+        ledger.advance(len(event.step_seconds), self._left_out)
+        for request_id, tokens in event.extra:
+            if request_id in ledger.decoding:
+                ledger.gain(ledger.decoding[request_id], tokens - 1)
+        for sequence in ledger.decodes.ended(stopped):
+            self._ended(sequence, is_stopped=sequence.id in stopped)
         for request_id, tokens in plan.prefills:
-            sequence = ledger.prefilling.get(request_id)
-            if sequence is not None:
-                sequence.computed_tokens += tokens
-                if sequence.remaining_tokens == 0:
-                    self._first_token(sequence, is_stopped=request_id in stopped)
+            begun = ledger.prefilling.get(request_id)
+            if begun is not None:
+                begun.computed_tokens += tokens
+                if begun.remaining_tokens == 0:
+                    self._first_token(begun, is_stopped=request_id in stopped)
 
     def _learn(self, step_seconds: tuple[Seconds, ...]) -> None:
         state = self.state
@@ -177,8 +171,7 @@ class ReplicaMachine:
         if sequence.first_token_at is None:
             sequence.begin(Instant(self.state.now))
         sequence.output_tokens += 1
-        del ledger.prefilling[sequence.id]
-        ledger.decoding[sequence.id] = sequence
+        ledger.decode(sequence)
         if is_stopped or sequence.output_tokens >= sequence.output_tokens_max:
             self._ended(sequence, is_stopped=is_stopped)
 
@@ -241,11 +234,12 @@ class ReplicaMachine:
             assert 0 < tokens <= sequence.remaining_tokens
         for sequence in draft.growing:
             self.ledger.hold(sequence, sequence.computed_tokens + 1)
+        self._left_out = draft.left_out()
         self.shape = draft.shape
         self._steps += 1
         self.step_in_flight = StepPlan(
             step_id=self._steps,
-            decodes=tuple(sorted([s.id for s in draft.decodes])),
+            decodes=tuple(sorted([s.id for s in draft.decodes] if self._left_out else self.ledger.decoding)),
             prefills=tuple([(s.id, tokens) for s, tokens in draft.chunks.items()]),
             predicted_s=Seconds(draft.seconds),
             cap_s=None if draft.cap_s is None else Seconds(draft.cap_s),

@@ -75,10 +75,9 @@ class Setpoints:
         if held is not None and self._is_moving and is_harvesting:
             held.boldness.update(is_missed=True)
 
-    def pace(self, sequence: Sequence) -> float:
-        """Return the share of its slack that a step may take from `sequence`."""
-        held = self._classes.get(sequence.service_class.name)
-        return 1.0 if held is None else held.pace.value
+    def paces(self) -> dict[str, float]:
+        """Return the share of its slack that a step may take from a sequence of each protected class that was seen."""
+        return {name: held.pace.value for name, held in self._classes.items()}
 
     def boldness(self, now: float) -> float:
         """Return the share of what is left that batch work may take: that of the most careful class about."""

@@ -125,17 +125,18 @@ class SteeredMachine(ReplicaMachine):
         if not self.underway:
             self._busy_since = event.at
         ends_at = Instant(self.free_at(event.at) + predicted_s)
-        yielding = [s for i in event.decodes if (s := ledger.decoding.get(i)) is not None]
-        for sequence in yielding:
-            sequence.computed_tokens += 1
-            ledger.hold(sequence, sequence.computed_tokens)
-        for request_id, tokens in event.prefills:
-            sequence = ledger.prefilling.get(request_id)
-            if sequence is not None and self._has_prefilled(sequence, tokens):
-                yielding.append(sequence)
-        firsts = self._yield_early(yielding, ends_at)
-        yields = frozenset([s.id for s in yielding])
-        self.underway.append(Underway(event.step_id, shape, predicted_s, yields, firsts))
+        decoding = [s for i in event.decodes if (s := ledger.decoding.get(i)) is not None]
+        left_out = ledger.decoding.keys() - event.decodes
+        ledger.advance(1, [ledger.decoding[request_id] for request_id in left_out])
+        begun = [(s, n) for i, n in event.prefills if (s := ledger.prefilling.get(i)) is not None]
+        prefilled = [s for s, tokens in begun if self._has_prefilled(s, tokens)]
+        firsts = [s for s in prefilled if s.first_token_at is None]
+        for sequence in firsts:
+            sequence.begin(ends_at)
+        for sequence in ledger.decodes.ended(()):
+            ledger.end(sequence)
+        yields = frozenset([s.id for s in (*decoding, *prefilled)])
+        self.underway.append(Underway(event.step_id, shape, predicted_s, yields, tuple([s.id for s in firsts])))
 
     def _admit(self, sequence: Sequence, cached_tokens: int, known_tokens: int) -> None:
         """Let a sequence in with what the engine found in its cache."""
@@ -147,36 +148,22 @@ class SteeredMachine(ReplicaMachine):
         self.ledger.hold(sequence, known_tokens)
 
     def _shape_of(self, event: StepBegun) -> StepShape:
-        decoding, prefilling = self.ledger.decoding, self.ledger.prefilling
-        contexts = [s.computed_tokens for i in event.decodes if (s := decoding.get(i)) is not None]
-        chunks = [(s.computed_tokens, n) for i, n in event.prefills if (s := prefilling.get(i)) is not None]
+        ledger = self.ledger
+        decoding = [s for i in event.decodes if (s := ledger.decoding.get(i)) is not None]
+        chunks = [(s.computed_tokens, n) for i, n in event.prefills if (s := ledger.prefilling.get(i)) is not None]
         work = sum(chunk_work(computed, tokens) for computed, tokens in chunks)
-        return StepShape(len(contexts), sum(contexts), sum(tokens for _, tokens in chunks), work, len(chunks))
+        context = ledger.decodes.context(decoding)
+        return StepShape(len(decoding), context, sum(tokens for _, tokens in chunks), work, len(chunks))
 
     def _has_prefilled(self, sequence: Sequence, tokens: int) -> bool:
-        """Count a chunk as computed; return whether the prompt is complete, so that decoding begins."""
+        """Count a chunk as computed; return whether the prompt is complete, so that it yields and decoding begins."""
         assert 0 < tokens <= sequence.remaining_tokens, "no more is computed than is known"
-        ledger = self.ledger
         sequence.computed_tokens += tokens
         if sequence.remaining_tokens:
             return False
-        del ledger.prefilling[sequence.id]
-        ledger.decoding[sequence.id] = sequence
+        sequence.output_tokens += 1
+        self.ledger.decode(sequence)
         return True
-
-    def _yield_early(self, yielding: list[Sequence], ends_at: Instant) -> tuple[int, ...]:
-        """Count one token of each as yielded at `ends_at`; return the ids of those for which it is the first."""
-        ledger = self.ledger
-        firsts = []
-        for sequence in yielding:
-            if sequence.first_token_at is None:
-                sequence.begin(ends_at)
-                firsts.append(sequence.id)
-            sequence.output_tokens += 1
-            if sequence.output_tokens >= sequence.output_tokens_max:
-                del ledger.decoding[sequence.id]
-                ledger.ending[sequence.id] = sequence
-        return tuple(firsts)
 
     def _finished(self, event: StepFinished) -> None:
         """Learn from the oldest step under way, and put right what was presumed of it."""
@@ -194,6 +181,8 @@ class SteeredMachine(ReplicaMachine):
             sequence = sequences.get(request_id)
             if sequence is None:
                 continue
+            if request_id in self.ledger.decoding:
+                self.ledger.end(sequence)
             sequence.output_tokens -= sum(request_id in later.yields for later in self.underway)
             self.strategy.saw_finish(sequence, self.state)
             is_full = sequence.output_tokens >= sequence.output_tokens_max

@@ -165,6 +165,6 @@ def decode_horizon(draft: Draft, state: State, *, is_gated: bool = False) -> Hor
     if ledger.waiting and not is_gated and draft.free_slots > 0:
         return Horizon(1)
     expiry = ledger.next_expiry() if ledger.waiting else None
-    steps = min([s.output_tokens_max - s.output_tokens for s in decoding.values()])
     affordable = 1 + draft.free_blocks // len(decoding) * ledger.capacity.block_tokens
-    return Horizon(max(1, min(steps, affordable)), until_at=None if expiry is None else Instant(expiry))
+    steps = max(1, min(ledger.decodes.steps_left(), affordable))
+    return Horizon(steps, until_at=None if expiry is None else Instant(expiry))

@@ -34,7 +34,7 @@ class Urgency(NamedTuple):
     def of(cls, state: State, steps: int = 0) -> Self:
         """Return the costs as they will be `steps` steps of pure decoding from now."""
         decoding = state.ledger.decoding
-        context = sum(s.computed_tokens for s in decoding.values()) + steps * len(decoding)
+        context = state.ledger.decodes.context(decoding.values()) + steps * len(decoding)
         return cls(
             state.now, state.step_time.seconds(max(1, len(decoding)), context), state.seconds_per_prefill_token()
         )

@@ -166,13 +166,14 @@ class Slack(Strategy):
         this engine cannot meet at all would otherwise let in one request after the other).
         """
         cap_s, tightest = None, None
-        least_s = draft.seconds
+        least_s, rounds = draft.seconds, draft.ledger.decodes.rounds.count
+        paces = self.setpoints.paces()
         for sequence in draft.decodes:
             tpot_s = sequence.slo.tpot_s
             if tpot_s is None or sequence.is_harvest:
                 continue
-            slack = sequence.anchor + sequence.output_tokens * tpot_s - now
-            room = self.setpoints.pace(sequence) * slack
+            slack = sequence.anchor + (sequence.base_output + rounds) * tpot_s - now
+            room = paces[sequence.service_class.name] * slack
             if cap_s is None or room < cap_s:
                 left = sequence.output_tokens_max - sequence.output_tokens
                 if least_s - slack <= left * max(0.0, tpot_s - least_s):
