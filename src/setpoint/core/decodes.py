@@ -2,11 +2,13 @@
 
 So that a step touches only those for which it changes something, the others' tokens are counted in `rounds`, and what
 is asked at each step is kept as a sum or found in an index: the context of all, the step at which the first has its
-longest output, and whose blocks are full. Blocks fill up every `block_tokens` steps, so that who is in the same place
-of its block now will always be: sequences are filed by that place.
+longest output, whose blocks are full, and whose next token is due first. Blocks fill up every `block_tokens` steps, so
+that who is in the same place of its block now will always be: sequences are filed by that place. With each step, the
+deadlines of all with the same TPOT target move by the same, so that their order stays: they are filed by it.
 """
 
-from collections.abc import Collection, Iterable
+from bisect import bisect_left, insort
+from collections.abc import Collection, Iterable, Iterator
 
 from setpoint.core.sequence import Rounds, Sequence
 
@@ -22,6 +24,8 @@ class Decodes:
         self._ends_at: int | None = None
         self._block_tokens = block_tokens
         self._places: dict[int, dict[int, Sequence]] = {}
+        self._due: dict[tuple[str, float], list[tuple[float, int]]] = {}
+        """By class and TPOT target: (what the deadline of the next token is beside the rounds, id), sorted."""
 
     def join(self, sequence: Sequence) -> None:
         """Let a sequence advance with the others."""
@@ -81,6 +85,12 @@ class Decodes:
             full = [s for s in full if s in wanted]
         return full
 
+    def by_deadline(self) -> Iterator[tuple[str, float, Iterator[Sequence]]]:
+        """Yield (class, TPOT target, the protected that have them in the order in which their next tokens are due)."""
+        members = self.members
+        for (name, tpot_s), due in self._due.items():
+            yield name, tpot_s, (members[request_id] for _, request_id in due)
+
     def file(self, block_tokens: int) -> None:
         """File all anew, for blocks of another size."""
         self._block_tokens = block_tokens
@@ -94,12 +104,22 @@ class Decodes:
         if self._ends_at is not None and ends_at < self._ends_at:
             self._ends_at = ends_at
         self._places.setdefault(self._place(sequence), {})[sequence.id] = sequence
+        tpot_s = sequence.slo.tpot_s
+        if tpot_s is not None and not sequence.is_harvest:
+            group = self._due.setdefault((sequence.service_class.name, tpot_s), [])
+            insort(group, (sequence.anchor + sequence.base_output * tpot_s, sequence.id))
 
     def _withdraw(self, sequence: Sequence) -> None:
         self._base_context -= sequence.base_computed
         if self._ends_at == sequence.output_tokens_max - sequence.base_output:
             self._ends_at = None
         del self._places[self._place(sequence)][sequence.id]
+        tpot_s = sequence.slo.tpot_s
+        if tpot_s is not None and not sequence.is_harvest:
+            group = self._due[sequence.service_class.name, tpot_s]
+            del group[bisect_left(group, (sequence.anchor + sequence.base_output * tpot_s, sequence.id))]
+            if not group:
+                del self._due[sequence.service_class.name, tpot_s]
 
     def _place(self, sequence: Sequence) -> int:
         """Return the rounds, up to whole blocks, at which a block of the sequence is full."""

@@ -15,6 +15,7 @@ from heapq import heappop, heappush
 from setpoint.core.decodes import Decodes
 from setpoint.core.sequence import Key, Sequence
 from setpoint.model import Capacity
+from setpoint.units import Instant
 
 __all__ = ["Key", "Ledger", "Sequence"]
 
@@ -99,10 +100,22 @@ class Ledger:
         self.prefilling[sequence.id] = sequence
         return slot
 
-    def decode(self, sequence: Sequence) -> None:
-        """Let a sequence decode whose prompt is complete."""
+    def decode(self, sequence: Sequence, at: Instant) -> None:
+        """Count the token that the end of a prefill yields (the first, or a recomputed one), and let it decode."""
+        if sequence.first_token_at is None:
+            sequence.begin(at)
+        sequence.output_tokens += 1
         del self.prefilling[sequence.id]
         self.decodes.join(sequence)
+
+    def begin(self, sequence: Sequence, at: Instant) -> None:
+        """Put right when the first token of a sequence came."""
+        is_decoding = sequence.id in self.decoding
+        if is_decoding:
+            self.decodes.leave(sequence)
+        sequence.begin(at)
+        if is_decoding:
+            self.decodes.join(sequence)
 
     def advance(self, steps: int, left_out: Iterable[Sequence]) -> None:
         """Count a token in each of `steps` as computed and yielded, for all in decode but those `left_out`."""

@@ -167,11 +167,7 @@ class ReplicaMachine:
 
     def _first_token(self, sequence: Sequence, *, is_stopped: bool) -> None:
         """Note the token that the end of a prefill yields (the first, unless it is a recomputed one)."""
-        ledger = self.ledger
-        if sequence.first_token_at is None:
-            sequence.begin(Instant(self.state.now))
-        sequence.output_tokens += 1
-        ledger.decode(sequence)
+        self.ledger.decode(sequence, Instant(self.state.now))
         if is_stopped or sequence.output_tokens >= sequence.output_tokens_max:
             self._ended(sequence, is_stopped=is_stopped)
 

@@ -75,9 +75,9 @@ class Setpoints:
         if held is not None and self._is_moving and is_harvesting:
             held.boldness.update(is_missed=True)
 
-    def paces(self) -> dict[str, float]:
-        """Return the share of its slack that a step may take from a sequence of each protected class that was seen."""
-        return {name: held.pace.value for name, held in self._classes.items()}
+    def pace(self, class_name: str) -> float:
+        """Return the share of its slack that a step may take from a sequence of a protected class that was seen."""
+        return self._classes[class_name].pace.value
 
     def boldness(self, now: float) -> float:
         """Return the share of what is left that batch work may take: that of the most careful class about."""

@@ -130,13 +130,13 @@ class SteeredMachine(ReplicaMachine):
         ledger.advance(1, [ledger.decoding[request_id] for request_id in left_out])
         begun = [(s, n) for i, n in event.prefills if (s := ledger.prefilling.get(i)) is not None]
         prefilled = [s for s, tokens in begun if self._has_prefilled(s, tokens)]
-        firsts = [s for s in prefilled if s.first_token_at is None]
-        for sequence in firsts:
-            sequence.begin(ends_at)
+        firsts = tuple([s.id for s in prefilled if s.first_token_at is None])
+        for sequence in prefilled:
+            ledger.decode(sequence, ends_at)
         for sequence in ledger.decodes.ended(()):
             ledger.end(sequence)
         yields = frozenset([s.id for s in (*decoding, *prefilled)])
-        self.underway.append(Underway(event.step_id, shape, predicted_s, yields, tuple([s.id for s in firsts])))
+        self.underway.append(Underway(event.step_id, shape, predicted_s, yields, firsts))
 
     def _admit(self, sequence: Sequence, cached_tokens: int, known_tokens: int) -> None:
         """Let a sequence in with what the engine found in its cache."""
@@ -156,14 +156,10 @@ class SteeredMachine(ReplicaMachine):
         return StepShape(len(decoding), context, sum(tokens for _, tokens in chunks), work, len(chunks))
 
     def _has_prefilled(self, sequence: Sequence, tokens: int) -> bool:
-        """Count a chunk as computed; return whether the prompt is complete, so that it yields and decoding begins."""
+        """Count a chunk as computed; return whether the prompt is complete."""
         assert 0 < tokens <= sequence.remaining_tokens, "no more is computed than is known"
         sequence.computed_tokens += tokens
-        if sequence.remaining_tokens:
-            return False
-        sequence.output_tokens += 1
-        self.ledger.decode(sequence)
-        return True
+        return sequence.remaining_tokens == 0
 
     def _finished(self, event: StepFinished) -> None:
         """Learn from the oldest step under way, and put right what was presumed of it."""
@@ -176,7 +172,7 @@ class SteeredMachine(ReplicaMachine):
         for request_id in step.firsts:
             sequence = sequences.get(request_id)
             if sequence is not None:
-                sequence.begin(Instant(event.at))
+                self.ledger.begin(sequence, Instant(event.at))
         for request_id in event.stopped:
             sequence = sequences.get(request_id)
             if sequence is None:

@@ -166,18 +166,19 @@ class Slack(Strategy):
         this engine cannot meet at all would otherwise let in one request after the other).
         """
         cap_s, tightest = None, None
-        least_s, rounds = draft.seconds, draft.ledger.decodes.rounds.count
-        paces = self.setpoints.paces()
-        for sequence in draft.decodes:
-            tpot_s = sequence.slo.tpot_s
-            if tpot_s is None or sequence.is_harvest:
-                continue
-            slack = sequence.anchor + (sequence.base_output + rounds) * tpot_s - now
-            room = paces[sequence.service_class.name] * slack
-            if cap_s is None or room < cap_s:
-                left = sequence.output_tokens_max - sequence.output_tokens
-                if least_s - slack <= left * max(0.0, tpot_s - least_s):
+        left_out = {*draft.left_out()}
+        for name, tpot_s, sequences in draft.ledger.decodes.by_deadline():
+            gain_s = max(0.0, tpot_s - draft.seconds)
+            for sequence in sequences:
+                output = sequence.output_tokens
+                slack = sequence.anchor + output * tpot_s - now
+                is_lost = draft.seconds - slack > (sequence.output_tokens_max - output) * gain_s
+                if is_lost or sequence in left_out:
+                    continue
+                room = self.setpoints.pace(name) * slack
+                if cap_s is None or room < cap_s:
                     cap_s, tightest = room, sequence.id
+                break
         return cap_s, tightest
 
     def _prefill(self, draft: Draft, limits: _Limits, state: State, urgency: Urgency | None) -> float | None:
