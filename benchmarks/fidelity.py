@@ -37,6 +37,7 @@ from setpoint.sim.jitter import JitteredStepTime
 from setpoint.sim.replica import Arrival, ReplicaSimulator
 from setpoint.sim.scenario import Scenario
 from setpoint.steptime.learner import FixedStepTime, LearnedStepTime
+from setpoint.steptime.model import StepTimeModel
 
 OUTPUT_MAX = 256
 STILL_MAX_S = 1.0
@@ -71,13 +72,24 @@ def measured(
     return None
 
 
+def profiled(bench: Bench, budget_s: float, seed: int) -> StepTimeModel:
+    """Profile the engine, again where the machine stood still."""
+    for _ in range(TRIES - 1):
+        with Stillness() as still:
+            model = bench.profile(budget_s, seed)
+        if still.longest_s <= STILL_MAX_S:
+            return model
+        say(f"profile: the machine stood still for {still.longest_s:.1f} s")
+    return bench.profile(budget_s, seed)
+
+
 def embedded(args: argparse.Namespace, rows: list[Row]) -> tuple[Replayed | None, list[str]]:
     """Profile, predict and run each load on the embedded engine; return the replay, and what is to be said."""
     seconds = args.seconds or (3.0 if args.quick else 90.0)
     found: Replayed | None = None
     words = []
     with Bench(args) as bench:
-        model = bench.profile(8.0 if args.quick else 60.0, args.seed)
+        model = profiled(bench, 8.0 if args.quick else 60.0, args.seed)
         words.append(f"profile: off by {model.mape:.1%} a step, tail ratio {model.tail_ratio:.2f}")
         scenario = Scenario(world=FixedStepTime(model), capacity=bench.executor.capacity, classes=CLASSES)
         for load in LOADS:

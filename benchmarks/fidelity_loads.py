@@ -31,6 +31,8 @@ QUANTILES = (0.5, 0.95, 0.99)
 BEYOND_MIN = 2.0
 """A quantile is compared where at least so many requests lie beyond it, or where it is the median."""
 
+REQUESTS_MIN = 3
+
 Row = dict[str, object]
 
 
@@ -60,11 +62,11 @@ LOADS = (
 
 
 def plan_of(load: Load, scenario: Scenario, seconds: float, seed: int) -> tuple[list[PlannedRequest], float]:
-    """Return the requests of one run, three at least, and their rate."""
+    """Return the requests of one run, three at least, and their rate, which a very slow engine may find above it."""
     sample = _plan(load, 10.0, seed, seconds=60.0)
-    rate = load.share * bound_rps(scenario, sample)
+    rate = max(load.share * bound_rps(scenario, sample), REQUESTS_MIN / (2.0 * seconds))
     plan = _plan(load, rate, seed, seconds=seconds)
-    return (plan if len(plan) >= 3 else _plan(load, rate, seed, count=3)), rate
+    return (plan if len(plan) >= REQUESTS_MIN else _plan(load, rate, seed, count=REQUESTS_MIN)), rate
 
 
 def _plan(
