@@ -53,17 +53,17 @@ class Decodes:
         for sequence in left_out:
             if sequence.id in self.members:
                 self.move(sequence, -steps)
-        if steps >= self._block_tokens:
+        if steps >= min(self._block_tokens, len(self.members)):
             return [*self.members.values()]
         return [s for at in range(before, before + steps) for s in self._in_place(at).values()]
 
     def ended(self, stopped: Collection[int]) -> list[Sequence]:
         """Return those that are among `stopped` or have their longest output, by id."""
         members, count = self.members, self.rounds.count
-        ids = {*stopped}
-        if members and self.steps_left() <= 0:
-            ids.update([i for i, s in members.items() if s.output_tokens_max - s.base_output <= count])
-        return [members[i] for i in sorted(ids) if i in members]
+        if not members or (not stopped and self.steps_left() > 0):
+            return []
+        ids = {i for i, s in members.items() if s.output_tokens_max - s.base_output <= count}
+        return [members[i] for i in sorted(ids.union(stopped)) if i in members]
 
     def steps_left(self) -> int:
         """Return in how many steps the first has its longest output; there is one."""

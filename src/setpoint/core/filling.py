@@ -174,9 +174,10 @@ class Draft:
         remaining = sequence.remaining_tokens
         if cap_s is not None and not self.decodes and not self.chunks:
             cap_s = max(cap_s, self._with_chunk(sequence, min(chunk_min, remaining)))
-        tokens, bound = self._largest_chunk(sequence, remaining, cap_s)
+        tokens, seconds, bound = self._largest_chunk(sequence, remaining, cap_s)
         if bound == "slack" and tokens < (least := min(chunk_min, remaining)):
             tokens = min(least, self.tokens_left) if self.is_empty else 0
+            seconds = self._with_chunk(sequence, tokens)
             bound = None if tokens == remaining else bound
         if tokens < 1:
             return bound
@@ -187,7 +188,7 @@ class Draft:
         self.prefill_tokens += tokens
         self.prefill_work += chunk_work(sequence.computed_tokens, tokens)
         self.chunks[sequence] = tokens
-        self.price()
+        self.seconds = seconds
         return bound
 
     def blocks_short(self, decoding: Collection[Sequence]) -> int:
@@ -227,20 +228,23 @@ class Draft:
             return "kv"
         return None
 
-    def _largest_chunk(self, sequence: Sequence, remaining: int, cap_s: float | None) -> tuple[int, Bound | None]:
-        """Return the largest chunk within tokens and `cap_s`, and what keeps it from being all that remains."""
+    def _largest_chunk(
+        self, sequence: Sequence, remaining: int, cap_s: float | None
+    ) -> tuple[int, float, Bound | None]:
+        """Return the largest chunk within tokens and `cap_s`, the step's seconds with it, and why it is not larger."""
         high = min(remaining, self.tokens_left)
-        bound: Bound | None = "tokens" if high < remaining else None
-        if cap_s is None or self._with_chunk(sequence, high) <= cap_s:
-            return high, bound
-        low = 0
+        seconds = self._with_chunk(sequence, high)
+        if cap_s is None or seconds <= cap_s:
+            return high, seconds, "tokens" if high < remaining else None
+        low, low_s = 0, self.seconds
         while high - low > 1:
             middle = (low + high) // 2
-            if self._with_chunk(sequence, middle) <= cap_s:
-                low = middle
+            seconds = self._with_chunk(sequence, middle)
+            if seconds <= cap_s:
+                low, low_s = middle, seconds
             else:
                 high = middle
-        return low, "slack"
+        return low, low_s, "slack"
 
     def _with_chunk(self, sequence: Sequence, tokens: int) -> float:
         return self._step_time.seconds(

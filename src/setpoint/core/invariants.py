@@ -63,6 +63,8 @@ def slots_are_conserved(ledger: Ledger) -> Iterator[str]:
     for slot, count in held.items():
         if count > 1:
             yield f"slot {slot} is held {count} times"
+    if ledger.running != len([*running(ledger)]):
+        yield "the running are miscounted"
     if sorted(ledger.vacant) != [slot for slot in range(ledger.capacity.slots) if slot not in held]:
         yield "free slots are not those that nobody holds"
 

@@ -40,17 +40,14 @@ class Ledger:
         self.waiting_by_class: dict[str, int] = {}
         self.waiting_tokens = {False: 0, True: 0}
         """Prompt tokens that the waiting have yet to compute; those of harvest classes under `True`."""
+        self.running = 0
+        """How many sequences hold a slot."""
         self.blocks_held = 0
         self.blocks_elsewhere = 0
         """KV blocks that the engine counts as taken beyond `blocks_held` (short of it, where a prefix is shared)."""
         self.vacant = list(range(capacity.slots))
         """The slots that nobody holds, as a heap."""
         self._expiries: list[tuple[float, int]] = []
-
-    @property
-    def running(self) -> int:
-        """How many sequences hold a slot."""
-        return len(self.prefilling) + len(self.decoding) + len(self.ending)
 
     @property
     def free_slots(self) -> int:
@@ -97,6 +94,7 @@ class Ledger:
         self._leave_queue(sequence)
         slot = heappop(self.vacant)
         sequence.slot = slot
+        self.running += 1
         self.prefilling[sequence.id] = sequence
         return slot
 
@@ -119,8 +117,10 @@ class Ledger:
 
     def advance(self, steps: int, left_out: Iterable[Sequence]) -> None:
         """Count a token in each of `steps` as computed and yielded, for all in decode but those `left_out`."""
+        size, count = self.capacity.block_tokens, self.decodes.rounds.count + steps
         for sequence in self.decodes.advance(steps, left_out):
-            self.hold(sequence, sequence.computed_tokens)
+            if sequence.base_computed + count - sequence.cached_tokens > sequence.blocks * size:
+                self.hold(sequence, sequence.computed_tokens)
 
     def gain(self, sequence: Sequence, tokens: int) -> None:
         """Count `tokens` more of one in decode."""
@@ -219,6 +219,7 @@ class Ledger:
         if sequence.slot < self.capacity.slots:
             heappush(self.vacant, sequence.slot)
         sequence.slot = None
+        self.running -= 1
         self.blocks_held -= sequence.blocks
         sequence.blocks = 0
         if sequence.id in self.decoding:

@@ -19,6 +19,7 @@ from setpoint.model import (
     AnyEvent,
     Arrived,
     Finish,
+    LinearStepTime,
     Preempt,
     Reject,
     Request,
@@ -89,6 +90,8 @@ class SimulatedReplica:
         self._journal = journal
         self._watch = watch
         self._is_skipping = is_skipping
+        self._is_truth_known = machine.state.step_time is world and isinstance(world, LinearStepTime) and world.is_fixed
+        """Whether what the machine predicts of a step is how long it takes."""
         self._passes: Passes | None = None
 
     @property
@@ -174,7 +177,8 @@ class SimulatedReplica:
         if self._watch is not None:
             self._watch.began(self.id, plan, shape, at)
         world = self.world
-        passes = self._passes = Passes(plan, shape, at, world.seconds(*shape) * world.factor, most)
+        first_s = plan.predicted_s if self._is_truth_known else world.seconds(*shape)
+        passes = self._passes = Passes(plan, shape, at, first_s * world.factor, most)
         passes.left_out = self.lives.left_out(plan.decodes)
         if most > 1:
             passes.lay_out(world, hint)

@@ -49,9 +49,9 @@ class Roofline:
         reading = hardware.bandwidth * hardware.memory_reach * e.mbu
         dense = a.dense_parameters - a.attention_parameters
         read = a.attention_parameters * q.traffic(q.attention_bytes) + dense * q.traffic(q.dense_bytes)
-        self._dense_read_s = read / copies / reading
         self._experts_read_s = a.experts_parameters * q.traffic(q.expert_bytes) / ranks / reading
-        self._head_read_s = a.embedding_parameters * q.traffic(q.vocabulary_bytes) / copies / reading
+        read += a.embedding_parameters * q.traffic(q.vocabulary_bytes)
+        self._read_s = read / copies / reading
         active_experts = a.expert_layers * a.experts_active * a.expert_parameters
         self._token_s = 2.0 * a.dense_parameters / matrix_rate + 2.0 * active_experts / expert_rate
         self._row_s = 2.0 * a.embedding_parameters / head_rate
@@ -67,7 +67,7 @@ class Roofline:
         self._exchange(layout, hardware, efficiency)
         self._sequence_s = e.sequence_s + (e.stream_s if is_streamed else 0.0)
         self.request_s = e.request_s
-        self._step_s = e.step_s + e.layer_s * a.layers
+        self._step_s = e.step_s + e.layer_s * a.layers + self._hops_s
         self._line_from = self._window if self._window_s else 0
         self._bases: dict[int, float] = {}
 
@@ -121,14 +121,15 @@ class Roofline:
         tokens = decodes + prefill_tokens
         if tokens <= 0.0:
             return 0.0
-        rows = decodes + prefills
         touched = 1.0 - self._missed_ratio**tokens if self._missed_ratio else 1.0
-        read_s = self._dense_read_s + self._experts_read_s * touched + self._head_read_s
-        matrices_s = hypot(read_s, tokens * self._token_s + rows * self._row_s)
-        kv_s = context * self._context_s + min(context, decodes * self._window) * self._window_s
-        pairs_s = work * self._pair_s + min(work, prefill_tokens * self._window) * self._window_pair_s
-        moved_s = self._hops_s + tokens * self._exchange_s
-        return matrices_s + kv_s + pairs_s + moved_s + self._step_s + decodes * self._sequence_s
+        read_s = self._read_s + self._experts_read_s * touched
+        matrices_s = hypot(read_s, tokens * self._token_s + (decodes + prefills) * self._row_s)
+        seconds = matrices_s + tokens * self._exchange_s + self._step_s + decodes * self._sequence_s
+        seconds += context * self._context_s + work * self._pair_s
+        if self._window:
+            seconds += min(context, decodes * self._window) * self._window_s
+            seconds += min(work, prefill_tokens * self._window) * self._window_pair_s
+        return seconds
 
     def observe(self, shape: StepShape, seconds: Seconds) -> None:
         """Learn nothing."""
