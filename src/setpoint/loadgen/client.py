@@ -67,6 +67,7 @@ class LoadClient:
             plan, concurrency=options.concurrency, stagger_s=options.stagger_s, window_s=options.window_s
         )
         self._ahead = deque(one for one in plan if one.session is None)
+        self._has_sessions = len(self._ahead) < len(plan)
         self._payloads: dict[int, bytes] = {}
         self._histories: dict[int, list[dict[str, str]]] = {}
         self._ended: deque[Exchange] = deque()
@@ -78,7 +79,8 @@ class LoadClient:
     async def run(self, start_at: float | None = None) -> None:
         """Carry out the plan from the instant `start_at` of `time.monotonic` (now, when not given) to its end."""
         loop = asyncio.get_running_loop()
-        self._pool = Pool(self._target, loop, self._on_ended)
+        is_open = self._options.concurrency is None and not self._has_sessions
+        self._pool = Pool(self._target, loop, self._on_ended, is_patient=is_open)
         self._timer = make_timer(loop, self._pump)
         self._prepare(AHEAD)
         with contextlib.suppress(OSError, TimeoutError):

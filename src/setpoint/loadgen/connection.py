@@ -1,5 +1,8 @@
 """Connections that are kept open and used last in, first out; one timestamp for each read, and no task for each byte.
 
+Where the kernel can date reads, connections are plain sockets (`setpoint.loadgen.sockets`), elsewhere and under TLS
+transports of the event loop, whose reads are dated when the loop comes to them.
+
 Idle connections are taken before a new one is opened, the most recent first: a server that holds a thread for each open
 connection is then never kept from serving by the idle ones.
 """
@@ -9,10 +12,11 @@ import ssl
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import cast
+from typing import Protocol, cast
 
 from setpoint.errors import ConfigError
 from setpoint.loadgen.exchange import Exchange
+from setpoint.loadgen.sockets import Inbox, is_dating_possible
 from setpoint.loadgen.target import EndpointTarget
 from setpoint.loadgen.wire import WireError
 from setpoint.metrics import ErrorKind
@@ -20,18 +24,31 @@ from setpoint.metrics import ErrorKind
 Ended = Callable[[Exchange], None]
 
 
+class Transport(Protocol):
+    """What a connection needs of whatever carries its bytes."""
+
+    def write(self, data: bytes) -> None:
+        """Send `data`, without waiting."""
+
+    def is_closing(self) -> bool:
+        """Tell whether nothing can be sent any more."""
+
+    def abort(self) -> None:
+        """Close at once."""
+
+
 class Connection(asyncio.Protocol):
     """One connection; carries one exchange at a time."""
 
     def __init__(self, pool: "Pool") -> None:
         self._pool = pool
-        self._transport: asyncio.Transport | None = None
+        self._transport: Transport | None = None
         self._served = 0
         self.exchange: Exchange | None = None
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+    def connection_made(self, transport: object) -> None:
         """Keep the transport."""
-        self._transport = cast("asyncio.Transport", transport)
+        self._transport = cast("Transport", transport)
 
     @property
     def is_open(self) -> bool:
@@ -47,7 +64,10 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Date what arrived, and keep it."""
-        now = time.monotonic()
+        self.received(data, time.monotonic())
+
+    def received(self, data: bytes, now: float) -> None:
+        """Keep what had arrived at `now`."""
         exchange = self.exchange
         if exchange is None:
             self.abort()
@@ -111,15 +131,22 @@ class Connection(asyncio.Protocol):
 
 
 class Pool:
-    """All connections to one endpoint; `ended` is called once for each exchange."""
+    """All connections to one endpoint; `ended` is called once for each exchange.
 
-    def __init__(self, target: EndpointTarget, loop: asyncio.AbstractEventLoop, ended: Ended) -> None:
+    `is_patient`: that may be a little after its end, since nothing waits for it.
+    """
+
+    def __init__(
+        self, target: EndpointTarget, loop: asyncio.AbstractEventLoop, ended: Ended, *, is_patient: bool = False
+    ) -> None:
         self.target = target
         self.ended = ended
         self.opened = 0
         self.is_full_seen = False
         self._address = target.address
         self._tls = tls_context(target) if self._address.is_tls else None
+        is_dated = self._tls is None and is_dating_possible()
+        self._inbox = Inbox(loop, is_patient=is_patient) if is_dated else None
         self._loop = loop
         self._idle: list[Connection] = []
         self._all: set[Connection] = set()
@@ -176,21 +203,29 @@ class Pool:
         await asyncio.gather(*self._opening, return_exceptions=True)
         for connection in list(self._all):
             connection.give_up(error, detail)
+        if self._inbox is not None:
+            self._inbox.close()
         await asyncio.sleep(0)
 
     async def _open(self) -> Connection:
-        address, limits = self._address, self.target.limits
-        connecting = self._loop.create_connection(
-            lambda: Connection(self),
+        connection = Connection(self)
+        await asyncio.wait_for(self._connect(connection), self.target.limits.connect_s)
+        self.opened += 1
+        self._all.add(connection)
+        return connection
+
+    async def _connect(self, connection: Connection) -> None:
+        address = self._address
+        if self._inbox is not None:
+            await self._inbox.connect(address.host, address.port, connection)
+            return
+        await self._loop.create_connection(
+            lambda: connection,
             address.host,
             address.port,
             ssl=self._tls,
             server_hostname=address.host if self._tls else None,
         )
-        _, connection = await asyncio.wait_for(connecting, limits.connect_s)
-        self.opened += 1
-        self._all.add(connection)
-        return connection
 
     async def _open_for(self, exchange: Exchange) -> None:
         try:

@@ -7,12 +7,14 @@ A message is a *content event* when it holds text, reasoning text or a tool call
 empty one, a usage report or a keep-alive comment is none.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
 from setpoint.loadgen.target import Api
+
+DONE = b"[DONE]"
 
 
 class BadStreamError(Exception):
@@ -81,6 +83,7 @@ class Decoded(msgspec.Struct, kw_only=True):
 
 
 _decoder = msgspec.json.Decoder(_Message)
+_list_decoder = msgspec.json.Decoder(list[_Message])
 
 
 def decode_answer(body: bytes, ends: Sequence[int], times: Sequence[float], api: Api, *, is_streamed: bool) -> Decoded:
@@ -90,24 +93,23 @@ def decode_answer(body: bytes, ends: Sequence[int], times: Sequence[float], api:
     """
     decoded = Decoded()
     texts: list[str] = []
-    is_ended = not is_streamed
+    raws, dates, is_done = _messages(body, ends, times, is_lines=api.startswith("ollama"), is_streamed=is_streamed)
+    is_ended = is_done or not is_streamed
     told = 0
-    for raw, at in _messages(body, ends, times, is_lines=api.startswith("ollama"), is_streamed=is_streamed):
-        if raw == b"[DONE]":
-            is_ended = True
-            continue
-        message = _parse(raw)
+    for message, at in zip(_parse_all(raws), dates, strict=True):
         answer, thought = _content(message)
-        _take_totals(message, decoded)
-        is_ended = is_ended or bool(message.done)
+        usage = message.usage
+        if usage is not None or message.done or message.setpoint is not None:
+            _take_totals(message, decoded)
+            is_ended = is_ended or bool(message.done)
         if answer or thought:
             decoded.event_at.append(at)
             if answer:
                 texts.append(answer)
                 decoded.first_answer_at = decoded.first_answer_at or at
-            if message.usage is not None and message.usage.completion_tokens is not None:
-                decoded.event_tokens.append(message.usage.completion_tokens - told)
-                told = message.usage.completion_tokens
+            if usage is not None and usage.completion_tokens is not None:
+                decoded.event_tokens.append(usage.completion_tokens - told)
+                told = usage.completion_tokens
     if not is_ended:
         raise BadStreamError("the stream ended without saying so")
     if len(decoded.event_tokens) != len(decoded.event_at) or min(decoded.event_tokens, default=1) < 1:
@@ -118,27 +120,47 @@ def decode_answer(body: bytes, ends: Sequence[int], times: Sequence[float], api:
 
 def _messages(
     body: bytes, ends: Sequence[int], times: Sequence[float], *, is_lines: bool, is_streamed: bool
-) -> Iterator[tuple[bytes, float]]:
+) -> tuple[list[bytes], list[float], bool]:
+    """Return the messages in `body`, for each when it was complete, and whether the stream said that it was done."""
     if not is_streamed:
-        yield body, times[-1] if times else 0.0
-        return
-    read = 0
-    at, size = 0, len(body)
-    while at < size:
-        line_end = body.find(b"\n", at)
-        if line_end < 0:
-            line_end = size
-        while read < len(ends) - 1 and ends[read] <= line_end:
-            read += 1
-        line = body[at:line_end].rstrip(b"\r")
-        at = line_end + 1
+        return [body], [times[-1] if times else 0.0], True
+    raws: list[bytes] = []
+    dates: list[float] = []
+    read, last = 0, len(ends) - 1
+    position, is_done = 0, False
+    for line in body.split(b"\n"):
+        position += len(line) + 1
+        if not line:
+            continue
         if is_lines:
-            if line:
-                yield line, times[read]
+            raw = line.rstrip(b"\r")
         elif line.startswith(b"data:"):
-            yield line[5:].strip(), times[read]
-        elif line and not line.startswith((b":", b"event:", b"id:", b"retry:")):
+            raw = line[5:].strip()
+        elif line == b"\r" or line.startswith((b":", b"event:", b"id:", b"retry:")):
+            continue
+        else:
             raise BadStreamError(f"not a server-sent event: {line[:60]!r}")
+        if raw == DONE:
+            is_done = True
+            continue
+        while read < last and ends[read] < position:
+            read += 1
+        if raw or not is_lines:
+            raws.append(raw)
+            dates.append(times[read])
+    return raws, dates, is_done
+
+
+def _parse_all(raws: Sequence[bytes]) -> list[_Message]:
+    """Return the messages, decoded in one go; one by one where that fails, so that the bad one is named."""
+    try:
+        messages = _list_decoder.decode(b"[" + b",".join(raws) + b"]")
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return [_parse(raw) for raw in raws]
+    is_clean = len(messages) == len(raws) and all(
+        message.error is None and message.object != "error" for message in messages
+    )
+    return messages if is_clean else [_parse(raw) for raw in raws]
 
 
 def _parse(raw: bytes) -> _Message:

@@ -1,5 +1,6 @@
 """The endpoint under test: where it is, what it speaks, which engine it is, and how long we are willing to wait."""
 
+from functools import cache
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
@@ -89,6 +90,7 @@ class Address(msgspec.Struct, frozen=True, kw_only=True):
         return host if self.port == (443 if self.is_tls else 80) else f"{host}:{self.port}"
 
 
+@cache
 def parse_url(url: str) -> Address:
     """Return where `url` points to; raises ConfigError when it is not an http or https URL."""
     hint = "write something like http://127.0.0.1:8000"

@@ -50,7 +50,7 @@ class AnswerParser:
             if not self.status or self.is_done:
                 return b""
         if self._left is None:
-            return self._chunks(data)
+            return self._one_chunk(data) or self._chunks(data)
         if self._left < 0:
             return data
         body = data[: self._left]
@@ -104,6 +104,17 @@ class AnswerParser:
         else:
             self._left = -1
             self.is_kept_alive = False
+
+    def _one_chunk(self, data: bytes) -> bytes:
+        """Return the content of `data` when that is exactly one whole chunk, as most reads are; nothing otherwise."""
+        line = data.find(CRLF, 0, CHUNK_LINE_MAX)
+        if line <= 0 or self._in_chunk or self._pending or not data.endswith(CRLF):
+            return b""
+        try:
+            size = int(data[:line], 16)
+        except ValueError:
+            return b""
+        return data[line + 2 : -2] if 0 < size == len(data) - line - 4 else b""
 
     def _chunks(self, data: bytes) -> bytes:
         if self._pending:
