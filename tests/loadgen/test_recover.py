@@ -14,8 +14,10 @@ from setpoint.cli import main
 from setpoint.cli.bench_output import read_report
 from setpoint.errors import ConfigError
 from setpoint.loadgen.ceiling import null_server
+from setpoint.loadgen.client import RunOptions
 from setpoint.loadgen.recover import LOAD, keep_header, keep_load, recover
 from setpoint.loadgen.report import BenchReport, closed_load
+from setpoint.loadgen.run import Run
 from setpoint.loadgen.target import EndpointTarget
 from setpoint.loadgen.worker import RECORDS, START, StartNote
 from setpoint.metrics import RequestRecord
@@ -83,3 +85,25 @@ def test_killing_the_command_loses_nothing(tmp_path: Path) -> None:
     report = read_report(tmp_path)
     assert report.points[0].is_partial
     assert len((tmp_path / "requests.csv").read_text().splitlines()) == measured + 1
+
+
+def test_the_window_of_a_single_request_lasts_until_it_has_ended() -> None:
+    options = RunOptions(window_s=60.0)
+    run = Run(target=HEADER.target, options=options, start_at=50.0, records=[one(0)], samples=[], warmup_s=0.0)
+    summary = run.summary()
+    assert summary is not None
+    assert summary.offered_rps == pytest.approx(5.0)
+
+
+def test_a_window_without_arrivals_at_its_end_is_as_long_as_planned() -> None:
+    options = RunOptions(window_s=20.0)
+    run = Run(
+        target=HEADER.target,
+        options=options,
+        start_at=50.0,
+        records=[one(0), one(1)],
+        samples=[],
+        warmup_s=0.0,
+        planned_until_s=70.0,
+    )
+    assert run.window() == (50.0, 70.0)

@@ -145,7 +145,8 @@ def test_a_client_at_its_limits_ends_the_search_and_says_so() -> None:
     assert isinstance(first, Trial)
     judged = tuple(judge([], one) for one in P95)
     invalid = TrialResult(trial=first, completed_rps=1.0, judged=judged, is_valid=False, faults=("sends were late",))
-    answer = next_step([invalid], SearchSettings(objectives=P95))
+    assert next_step([invalid], SearchSettings(objectives=P95)) == first
+    answer = next_step([invalid] * 4, SearchSettings(objectives=P95))
     assert isinstance(answer, Answer)
     assert "sends were late" in answer.reason
 

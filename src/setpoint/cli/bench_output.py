@@ -32,6 +32,7 @@ COLUMNS = (
     "status",
     "detail",
 )
+TEXTS = {"class_name", "token_source", "error", "detail"}
 Rows = Sequence[tuple[int, RequestRecord]]
 """Requests with the number of the point that they belong to, instants counted from the start of its run."""
 
@@ -95,8 +96,17 @@ def _parquet(folder: Path, rows: Rows) -> Path | None:
         for name, value in row_of(point, record).items():
             columns[name].append(value)
         columns["event_at"].append(record.event_at)
-    pq.write_table(pa.table(columns), path)
+    kinds = {"float": pa.float64(), "int": pa.int64(), "text": pa.string()}
+    fields = [(name, kinds[_kind(name)]) for name in COLUMNS] + [("event_at", pa.list_(pa.float64()))]
+    pq.write_table(pa.table(columns, schema=pa.schema(fields)), path)
     return path
+
+
+def _kind(column: str) -> str:
+    """Return the kind of a column: stated, since one without a value in this run has the type that it has in others."""
+    if column.endswith(("_at", "_s")):
+        return "float"
+    return "text" if column in TEXTS else "int"
 
 
 def _html(folder: Path, report: BenchReport, rows: Rows) -> Path | None:

@@ -35,7 +35,7 @@ def kept_records(out: Path | None, console: Console) -> Iterator[Path]:
     if (folder / HEADER).exists():
         raise ConfigError(
             f"{folder} holds the records of a run that was cut off",
-            hint=f"setpoint bench --recover {out} makes its report; or choose another folder with --out",
+            hint=f"setpoint bench --recover {out} makes its report; delete that folder when it is no longer wanted",
         )
     try:
         yield folder

@@ -13,7 +13,7 @@ import msgspec
 from rich.console import Console
 
 from setpoint.cli.bench_options import read_rate
-from setpoint.cli.bench_show import Live, show_trial
+from setpoint.cli.bench_show import Live, show_point, show_trial
 from setpoint.errors import ConfigError
 from setpoint.loadgen.client import RunOptions
 from setpoint.loadgen.experiment import TAIL_S, MixSource, Setup, open_plan, run_closed, run_plan
@@ -38,6 +38,7 @@ REQUESTS_OF_LEAST = 2.0
 SECONDS_DEFAULT = 60.0
 POINT_SHARE, POINT_MIN_S = 1.0 / 16.0, 8.0
 CLIMBING = 0.5
+REPEATS = 3
 
 
 class Shape(msgspec.Struct, frozen=True, kw_only=True):
@@ -76,8 +77,8 @@ class BenchJob(msgspec.Struct, kw_only=True):
 class _Desk:
     """Where runs are begun and become points."""
 
-    def __init__(self, job: BenchJob, live: Live) -> None:
-        self.job, self.live = job, live
+    def __init__(self, job: BenchJob, live: Live, console: Console) -> None:
+        self.job, self.live, self.console = job, live, console
         self.done: list[tuple[Run, Point]] = []
         self.begun_at = time.monotonic()
 
@@ -92,19 +93,26 @@ class _Desk:
         go: Callable[[], Run],
         *,
         total_s: float | None = None,
-        requests: int | None = None,
     ) -> tuple[Run, Point]:
-        """Carry out a run, reading the engine's counters meanwhile; raises KeyboardInterrupt when it was cut off."""
+        """Carry out a run, reading the engine's counters meanwhile; raises KeyboardInterrupt when it was cut off.
+
+        A run of a sweep in which the client stood still is repeated, a few times at most, and only the last one counts.
+        """
         setup = self.job.setup
-        self.live.begin(words, total_s=total_s, requests=requests)
-        keep_load(setup.directory, load)
-        with Scraper(setup.target) as scraper:
-            run = go()
-        engine = scraper.since(run.start_at)
-        point = point_of(run, load, self.job.objectives, ceiling_eps=self.job.ceiling_eps, engine=engine)
+        for left in reversed(range(REPEATS if self.job.way == "sweep" else 1)):
+            self.live.begin(words, total_s=total_s)
+            keep_load(setup.directory, load)
+            with Scraper(setup.target) as scraper:
+                run = go()
+            engine = scraper.since(run.start_at)
+            point = point_of(run, load, self.job.objectives, ceiling_eps=self.job.ceiling_eps, engine=engine)
+            if run.is_partial or not point.health.stalled_s or not left:
+                break
         self.done.append((run, point))
         if run.is_partial:
             raise KeyboardInterrupt
+        if self.job.way == "sweep":
+            show_point(self.console, point)
         return run, point
 
     def open(self, rps: float, seconds: float) -> tuple[Run, Point]:
@@ -129,8 +137,8 @@ def carry_out_bench(job: BenchJob, console: Console) -> tuple[BenchReport, Rows]
     if job.setup.raw is not None:
         keep_header(job.setup.raw, _report(job, ()))
     with Live(console) as live:
-        desk = _Desk(job, live)
-        report = {"search": partial(_search, console=console), "sweep": _sweep, "run": _single}[job.way](desk)
+        desk = _Desk(job, live, console)
+        report = {"search": _search, "sweep": _sweep, "run": _single}[job.way](desk)
     rows = [(number, relative(one, run.start_at)) for number, (run, _) in enumerate(desk.done) for one in run.records]
     return report, rows
 
@@ -181,9 +189,10 @@ def _sweep(desk: _Desk) -> BenchReport:
     try:
         _climb(desk, seconds, budget_s)
         knee = _knee(desk)
-        about = () if knee is None else (desk.done[knee.index][1].load.users or 1,)
+        place = max(0, len(desk.done) - 2) if knee is None else knee.index
+        about = desk.done[place][1].load.users or 1
         tried = {point.load.users for _, point in desk.done}
-        for users in {round(users * factor) for users in about for factor in (0.75, 1.5)} - tried:
+        for users in sorted({max(1, round(about * factor)) for factor in (0.75, 1.5)} - tried):
             desk.closed(users, seconds)
         best = max(point.summary.completed_rps for _, point in desk.done if point.summary is not None)
         for fraction in FRACTIONS:
@@ -196,7 +205,7 @@ def _sweep(desk: _Desk) -> BenchReport:
 
 def _climb(desk: _Desk, seconds: float, budget_s: float) -> None:
     users, before = 1, 0.0
-    while users <= USERS_MAX and desk.elapsed_s < CLIMBING * budget_s:
+    while users <= USERS_MAX and len(desk.done) * seconds < CLIMBING * budget_s:
         _, point = desk.closed(users, seconds)
         if point.summary is None:
             return
@@ -211,7 +220,9 @@ def _climb(desk: _Desk, seconds: float, budget_s: float) -> None:
 def _knee(desk: _Desk) -> Knee | None:
     """Return the knee of the curve by users; that by rate ends in overload, where latency grows with the run."""
     curve = sorted(
-        ((point.load.users or 0, index) for index, (_, point) in enumerate(desk.done) if point.load.kind == "closed"),
+        (point.load.users or 0, index)
+        for index, (_, point) in enumerate(desk.done)
+        if point.load.kind == "closed" and point.verdict != "invalid"
     )
     slices = []
     for _, index in curve:
@@ -227,7 +238,7 @@ def _knee(desk: _Desk) -> Knee | None:
     return msgspec.structs.replace(knee, **{name: curve[place][1] for name, place in places.items()})
 
 
-def _search(desk: _Desk, *, console: Console) -> BenchReport:
+def _search(desk: _Desk) -> BenchReport:
     job, setup = desk.job, desk.job.setup
     settings = SearchSettings(objectives=job.objectives, seed=job.shape.seed, budget_s=job.shape.budget_s)
     if job.shape.seconds is not None:
@@ -248,7 +259,7 @@ def _search(desk: _Desk, *, console: Console) -> BenchReport:
         if trial.users == 1 and result.mean_e2e_s:
             setup.e2e_s = result.mean_e2e_s
         trials.append(result)
-        show_trial(console, result)
+        show_trial(desk.console, result)
         return result
 
     try:

@@ -33,8 +33,6 @@ class Live:
         )
         self._task: TaskID | None = None
         self._ttfts: deque[float] = deque(maxlen=RECENT)
-        self._total_s: float | None = None
-        self._requests: int | None = None
 
     def __enter__(self) -> Self:
         """Show the bar."""
@@ -45,23 +43,21 @@ class Live:
         """Take it away."""
         self._progress.stop()
 
-    def begin(self, words: str, *, total_s: float | None = None, requests: int | None = None) -> None:
-        """Begin a run that lasts about `total_s` seconds, or until `requests` requests have ended."""
+    def begin(self, words: str, *, total_s: float | None = None) -> None:
+        """Begin a run that lasts about `total_s` seconds, where that is known."""
         if self._task is not None:
             self._progress.remove_task(self._task)
-        self._total_s, self._requests = total_s, requests
         self._ttfts.clear()
-        self._task = self._progress.add_task(words, total=total_s or requests, facts="")
+        self._task = self._progress.add_task(words, total=total_s, facts="")
 
     def show(self, snapshot: Snapshot) -> None:
         """Show how far the run has come."""
         self._ttfts.extend(record.ttft_s for record in snapshot.records if record.ttft_s is not None)
         p95 = f"TTFT P95 {rank_quantile(sorted(self._ttfts), 0.95) * 1e3:,.0f} ms" if self._ttfts else ""
         rate = snapshot.sent / snapshot.elapsed_s if snapshot.elapsed_s > 0.0 else 0.0
-        done = snapshot.elapsed_s if self._total_s is not None else snapshot.ended
         if self._task is not None:
             facts = f"{rate:.2f}/s, {snapshot.in_flight} in flight, {snapshot.ended} ended  {p95}"
-            self._progress.update(self._task, completed=done, facts=facts)
+            self._progress.update(self._task, completed=snapshot.elapsed_s, facts=facts)
 
 
 def show_trial(console: Console, result: TrialResult) -> None:
@@ -75,6 +71,19 @@ def show_trial(console: Console, result: TrialResult) -> None:
     words += "" if result.is_valid else f" [yellow]invalid, to be repeated: {'; '.join(result.faults)}[/]"
     told = f"{result.completed_rps:>8.2f}/s done {result.requests:>6} requests {result.spent_s:>5.0f} s"
     console.print(f"  {trial.kind:<8}{load}{told}   {words}", soft_wrap=True)
+
+
+def show_point(console: Console, point: Point) -> None:
+    """Print one line about a run of a sweep."""
+    summary = point.summary
+    if summary is None:
+        console.print(f"  {load_words(point):<12}nothing ended")
+        return
+    cells = summary.overall.latencies
+    told = f"{summary.completed_rps:>8.2f}/s done {summary.output_tokens_per_s:>8,.0f} tokens/s"
+    words = f"P50 in ms: TTFT {_ms(cells['ttft'].at(0.5))}, E2E {_ms(cells['e2e'].at(0.5))}"
+    state = "" if point.verdict == "valid" else f" [yellow]{point.verdict}[/]"
+    console.print(f"  {load_words(point):<12}{told}   {words}{state}", soft_wrap=True)
 
 
 def show_report(console: Console, report: BenchReport) -> None:
@@ -148,7 +157,7 @@ def load_words(point: Point) -> str:
 def _show_point(console: Console, point: Point) -> None:
     summary = point.summary
     if summary is None:
-        console.print("[red]no request ended inside the window[/]")
+        console.print("[red]no request was due inside the window[/]: make it longer (--seconds), or the rate higher")
         return
     console.print(
         f"[bold]{summary.requests} requests in {summary.window_s:.1f} s[/] ({load_words(point)}): offered "

@@ -154,7 +154,7 @@ def _scale(axes: "Axes", panel: Panel) -> None:
         axes.yaxis.set_minor_formatter(NullFormatter())
         axes.set_ylim(min(ys) * 0.7, max(ys) * 1.5)
     elif ys:
-        axes.set_ylim(0.0, max(ys) * 1.18)
+        axes.set_ylim(0.0, (max(ys) or 1.0) * 1.18)
     xs = [spot.x for series in panel.series for spot in series.spots]
     if xs:
         axes.set_xlim(0.0, max(xs) * 1.22)

@@ -68,7 +68,12 @@ async def measure(
         records=records,
         samples=[client.samples],
         warmup_s=warmup_s,
+        planned_until_s=_planned_until(plan, options),
     )
+
+
+def _planned_until(plan: Sequence[PlannedRequest], options: RunOptions) -> float | None:
+    return max((one.at_s for one in plan), default=None) if options.concurrency is None else None
 
 
 def measure_in_process(  # noqa: PLR0913 - what, how, and who looks on; each with a default but the first two
@@ -114,6 +119,7 @@ def measure_in_process(  # noqa: PLR0913 - what, how, and who looks on; each wit
         warmup_s=warmup_s,
         is_partial=is_partial,
         stopped_by=stopped_by,
+        planned_until_s=_planned_until(plan, options),
     )
 
 

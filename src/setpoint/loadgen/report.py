@@ -97,7 +97,8 @@ def point_of(
     due = run.due()
     summary = run.summary(slos_of(objectives))
     health = run.health(ttft_limit_s=tightest_s(objectives), ceiling_eps=ceiling_eps)
-    doubts = tuple(doubts_of(summary, is_partial=run.is_partial, is_warmup_given=run.warmup_s is not None))
+    is_closed, is_warmup_given = load.kind == "closed", run.warmup_s is not None
+    doubts = tuple(doubts_of(summary, is_partial=run.is_partial, is_warmup_given=is_warmup_given, is_closed=is_closed))
     if summary is not None:
         summary = msgspec.structs.replace(
             summary, start_at=summary.start_at - run.start_at, end_at=summary.end_at - run.start_at
@@ -115,13 +116,15 @@ def point_of(
     )
 
 
-def doubts_of(summary: Summary | None, *, is_partial: bool = False, is_warmup_given: bool = False) -> Iterator[str]:
-    """Yield why the window is no steady state, which figures of one would need."""
+def doubts_of(
+    summary: Summary | None, *, is_partial: bool = False, is_warmup_given: bool = False, is_closed: bool = False
+) -> Iterator[str]:
+    """Yield why the window is no steady state, which figures of one would need; a closed loop cannot be overloaded."""
     if is_partial:
         yield "the run was cut off: this is what had been measured"
     if summary is None:
         return
-    if summary.overload.is_overloaded:
+    if summary.overload.is_overloaded and not is_closed:
         yield "overloaded: the backlog grew throughout the window"
     if not summary.warmup.is_settled and summary.requests >= SETTLING_REQUESTS and not is_warmup_given:
         yield "latencies never settled: they still drifted at the middle of the run"

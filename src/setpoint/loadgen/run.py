@@ -17,7 +17,7 @@ class Run(msgspec.Struct, kw_only=True):
     """The records of one run, with instants on `time.monotonic`; `start_at` is the run's zero.
 
     `is_partial`: it was stopped by hand. `stopped_by`: the rule that ended it early, if one did. `warmup_s`: cut at the
-    start; `None` lets MSER-5 find it.
+    start; `None` lets MSER-5 find it. `planned_until_s`: the last arrival that an open loop had planned.
     """
 
     target: EndpointTarget
@@ -28,6 +28,7 @@ class Run(msgspec.Struct, kw_only=True):
     warmup_s: float | None = None
     is_partial: bool = False
     stopped_by: str | None = None
+    planned_until_s: float | None = None
 
     def health(self, *, ttft_limit_s: float | None = None, ceiling_eps: float | None = None) -> ClientHealth:
         """Return the verdict on the client."""
@@ -44,9 +45,16 @@ class Run(msgspec.Struct, kw_only=True):
             return None
         start = self.start_at + self.warmup_s if self.warmup_s is not None else due[0]
         mean_gap = (due[-1] - due[0]) / max(1, len(due) - 1)
+        if mean_gap <= 0.0:
+            mean_gap = max((record.ended_at or due[-1]) for record in self.records) - due[-1]
         end = due[-1] + max(mean_gap, 1e-9)
         if self.options.window_s is not None:
-            end = min(end, self.start_at + self.options.window_s)
+            is_whole = not self.is_partial and self.stopped_by is None
+            is_quiet = (
+                is_whole and (self.planned_until_s or 0.0) >= self.options.window_s
+            )  # no load was due: none missing
+            planned_end = self.start_at + self.options.window_s
+            end = planned_end if is_quiet else min(end, planned_end)
         cut = [record.scheduled_at for record in self.records if record.error == "cancelled"]
         end = min([end, *cut])
         if self.warmup_s is None:

@@ -128,8 +128,7 @@ def next_step(history: Sequence[TrialResult], settings: SearchSettings) -> Step:
     """Return the next trial, or the answer; depends on the results so far and on nothing else."""
     results = [result for result in history if result.is_valid]
     stalled = sum(not result.is_valid and result.is_stalled for result in history)
-    unfit = len(history) - len(results) - stalled
-    if unfit > (INVALID_MAX if results else 0) or stalled > STALLED_MAX:
+    if len(history) - len(results) - stalled > INVALID_MAX or stalled > STALLED_MAX:
         return _none("the measuring client was at its own limits: " + "; ".join(history[-1].faults))
     left_s = None if settings.budget_s is None else settings.budget_s - sum(result.spent_s for result in results)
     closed = [result for result in results if result.trial.kind == "closed"]
