@@ -34,6 +34,9 @@ class Triage(NamedTuple):
 
 def moore_hodgson(jobs: Many[Job], now: float) -> Triage:
     """Split `jobs`, given in deadline order, into those that can be done in time from `now` on and the rest."""
+    everyone = nobody(jobs, now)
+    if everyone.spare_s is None or everyone.spare_s >= 0.0:
+        return everyone
     heap: list[tuple[float, float, int]] = []
     given_up: dict[int, None] = {}
     busy_until = now

@@ -75,12 +75,13 @@ class Passes:
         if line is None:
             self._ask(world, context, until_at)
             return
-        slope_s, base_s, factor = line[1], line[0], world.factor
+        (base_s, slope_s), factor = line, world.factor
         contexts = range(context, context + decodes * (self.most - len(self.ends)), decodes)
         if until_at < NEVER:
             first_s = (base_s + context * slope_s) * factor
             contexts = contexts[: _passes_within(until_at - self.at, first_s, decodes * slope_s * factor)]
-        self._add([(base_s + c * slope_s) * factor for c in contexts], until_at)
+        durations = [base_s + c * slope_s for c in contexts]
+        self._add(durations if factor == 1.0 else [seconds * factor for seconds in durations], until_at)
 
     def _add(self, durations: list[float], until_at: float) -> None:
         """Add those passes that begin before `until_at` and in pace."""
