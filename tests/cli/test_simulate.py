@@ -89,6 +89,10 @@ def test_times_that_cannot_be_are_refused_with_their_row(tmp_path: Path, capsys:
     said = capsys.readouterr().err
     assert "row 3" in said
     assert "negative" in said
+    unsorted = csv_trace(tmp_path / "u.csv", "0,10,5", "3,10,5", "2,10,5")
+    said = refusal(capsys, "simulate", *DEPLOYED, "--trace", unsorted)
+    assert "row 4" in said
+    assert "sort the file" in said
 
 
 def test_what_can_never_fit_is_an_answer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
