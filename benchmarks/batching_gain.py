@@ -28,7 +28,7 @@ from setpoint.units import Instant, Seconds, Tokens
 
 WIDTHS = (1, 2, 4, 8, 16, 32)
 PROMPT_TOKENS = 64
-OUTPUT_TOKENS = 1024
+OUTPUT_TOKENS = 512
 STEPS_MAX = 120
 
 

@@ -86,7 +86,10 @@ class Decodes:
         return full
 
     def by_deadline(self) -> Iterator[tuple[str, float, Iterator[Sequence]]]:
-        """Yield (class, TPOT target, the protected that have them in the order in which their next tokens are due)."""
+        """Yield (class, TPOT target, the protected that have them in the order in which their next tokens are due).
+
+        Those that have missed their SLO with the first token are not among them.
+        """
         members = self.members
         for (name, tpot_s), due in self._due.items():
             yield name, tpot_s, (members[request_id] for _, request_id in due)
@@ -105,7 +108,7 @@ class Decodes:
             self._ends_at = ends_at
         self._places.setdefault(self._place(sequence), {})[sequence.id] = sequence
         tpot_s = sequence.slo.tpot_s
-        if tpot_s is not None and not sequence.is_harvest:
+        if tpot_s is not None and not sequence.is_harvest and not sequence.is_missed:
             group = self._due.setdefault((sequence.service_class.name, tpot_s), [])
             insort(group, (sequence.anchor + sequence.base_output * tpot_s, sequence.id))
 
@@ -115,7 +118,7 @@ class Decodes:
             self._ends_at = None
         del self._places[self._place(sequence)][sequence.id]
         tpot_s = sequence.slo.tpot_s
-        if tpot_s is not None and not sequence.is_harvest:
+        if tpot_s is not None and not sequence.is_harvest and not sequence.is_missed:
             group = self._due[sequence.service_class.name, tpot_s]
             del group[bisect_left(group, (sequence.anchor + sequence.base_output * tpot_s, sequence.id))]
             if not group:

@@ -121,6 +121,12 @@ class Sequence:
         is_early = self.slo.judged_by == "pace" and self.ttft_deadline is not None and self.ttft_deadline > at
         self.anchor = self.ttft_deadline if is_early and self.ttft_deadline is not None else at
 
+    @property
+    def is_missed(self) -> bool:
+        """Whether its first token came too late: then it cannot attain its SLO any more, whatever follows."""
+        due, at = self.ttft_deadline, self.first_token_at
+        return due is not None and at is not None and at > due
+
     def token_deadline(self) -> float | None:
         """Return when the next token after the first is due, or `None`; see `setpoint.model.decode_deadline`."""
         tpot_s = self.slo.tpot_s

@@ -58,13 +58,13 @@ class Setpoints:
         held = self._classes.get(sequence.service_class.name)
         if held is None or not self._is_moving or sequence.first_token_at is None:
             return
-        is_late = sequence.ttft_deadline is not None and sequence.first_token_at > sequence.ttft_deadline
+        is_late = sequence.is_missed
         is_slow = False
         if sequence.slo.tpot_s is not None and sequence.output_tokens > 1:
             due = sequence.token_deadline()
             assert due is not None
             is_slow = now > due - sequence.slo.tpot_s
-            if not sequence.is_late:
+            if not sequence.is_late and not sequence.is_missed:
                 held.pace.update(is_missed=is_slow)
         if is_harvesting:
             held.boldness.update(is_missed=is_late or is_slow)

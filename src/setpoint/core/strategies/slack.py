@@ -118,8 +118,9 @@ class Slack(Strategy):
         cap_s = limits.harvest_s
         if limits.cap_s is not None and limits.tightest is not None:
             cap_s = min(cap_s, limits.cap_s)
-        paces = [s.slo.tpot_s for s in draft.decodes if not s.is_harvest and s.slo.tpot_s is not None]
-        if any(due < state.now for s in draft.decodes if (due := s.token_deadline()) is not None):
+        owed = [s for s in draft.decodes if not s.is_harvest and not s.is_missed]
+        paces = [s.slo.tpot_s for s in owed if s.slo.tpot_s is not None]
+        if any(due < state.now for s in owed if (due := s.token_deadline()) is not None):
             return Horizon(1)
         if not self._options.is_harvesting and any(s.is_harvest for s in draft.decodes):
             return Horizon(1)
@@ -161,9 +162,10 @@ class Slack(Strategy):
     def _least_room(self, draft: Draft, now: float) -> tuple[float | None, int | None]:
         """Return the least share of its slack that a protected decode gives to others, and whose that is.
 
-        Those that can no longer keep their deadlines on the average do not count. What steps of nothing but the decodes
-        cannot make good by the longest output is lost, and to wait for it would only keep others out (a target that
-        this engine cannot meet at all would otherwise let in one request after the other).
+        Those that can no longer attain their SLO do not count, since to wait for them would only keep others out: those
+        whose first token came too late, and those whose lateness steps of nothing but the decodes cannot make good by
+        the longest output (a target that this engine cannot meet at all would otherwise let in one request after the
+        other).
         """
         cap_s, tightest = None, None
         left_out = {*draft.left_out()}
