@@ -2,10 +2,11 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.sim.worlds import CAPACITY, CLASSES, STRATEGIES, WORLD, arrivals, machine, plan
+from tests.sim.worlds import CAPACITY, CLASSES, CURVED, SLOWER, STRATEGIES, WORLD, arrivals, machine, plan
 
 from setpoint.core.invariants import violations
 from setpoint.metrics import RequestRecord
+from setpoint.model import StepTime
 from setpoint.sim.replica import ReplicaSimulator
 from setpoint.sim.scenario import Scenario, is_single, simulate
 from setpoint.workload import PlannedRequest
@@ -16,8 +17,10 @@ COUNTS = st.integers(1, 40)
 QUICK = settings(max_examples=25, deadline=None)
 
 
-def records_of(strategy: str, requests: list[PlannedRequest], *, is_skipping: bool = True) -> list[RequestRecord]:
-    simulator = ReplicaSimulator(machine(strategy), WORLD, is_skipping=is_skipping)
+def records_of(
+    strategy: str, requests: list[PlannedRequest], *, is_skipping: bool = True, truth: StepTime = WORLD
+) -> list[RequestRecord]:
+    simulator = ReplicaSimulator(machine(strategy), truth, is_skipping=is_skipping)
     records = list(simulator.run(arrivals(requests)))
     assert not violations(simulator.machine)
     return records
@@ -31,6 +34,9 @@ def test_steps_advanced_many_at_a_time_end_as_steps_asked_for_one_by_one(
 ) -> None:
     requests = plan(seed, count, rate)
     assert records_of(strategy, requests) == records_of(strategy, requests, is_skipping=False)
+    for truth in (SLOWER, CURVED):
+        swift = records_of(strategy, requests, truth=truth)
+        assert swift == records_of(strategy, requests, is_skipping=False, truth=truth)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)

@@ -4,7 +4,7 @@ import random
 
 from setpoint.core.replica import ReplicaMachine
 from setpoint.core.strategies import make_strategy
-from setpoint.model import PRESETS, Capacity, Request, ServiceClass, Slo
+from setpoint.model import PRESETS, Capacity, Request, ServiceClass, Slo, StepShape
 from setpoint.sim.replica import Arrival
 from setpoint.steptime.learner import FixedStepTime
 from setpoint.steptime.model import linear
@@ -12,6 +12,26 @@ from setpoint.units import Blocks, Instant, Seconds, Tokens
 from setpoint.workload import PlannedRequest
 
 WORLD = FixedStepTime(linear(key="test", step_s=0.01, decode_s=0.001, context_s=2e-6, prefill_s=0.0005, work_s=1e-8))
+SLOWER = FixedStepTime(linear(key="slower", step_s=0.013, decode_s=0.002, context_s=5e-6, prefill_s=0.0004))
+
+
+class Curved:
+    """A step time that is no line over the context, as the tables of kernels are."""
+
+    is_fixed = True
+    tail_ratio = 1.0
+
+    def seconds(
+        self, decodes: int, context: int, prefill_tokens: int = 0, work: float = 0.0, prefills: int = 0, /
+    ) -> float:
+        """Return the seconds of a step."""
+        return WORLD.seconds(decodes, context, prefill_tokens, work, prefills) * (1.0 + 0.1 * (context // 64 % 3))
+
+    def observe(self, shape: StepShape, seconds: Seconds) -> None:
+        """Learn nothing."""
+
+
+CURVED = Curved()
 CAPACITY = Capacity(
     slots=6, kv_blocks=Blocks(60), block_tokens=Tokens(8), step_tokens_max=Tokens(64), context_tokens_max=Tokens(400)
 )
