@@ -103,7 +103,11 @@ def _guidellm(binary: Path, load: Load, folder: Path) -> list[str]:
 
 def _read_guidellm(folder: Path) -> Told:
     run = json.loads((folder / "told.json").read_text())["benchmarks"][0]
-    metrics = {name: metric["successful"] for name, metric in run["metrics"].items() if isinstance(metric, dict)}
+    metrics = {
+        name: metric["successful"]
+        for name, metric in run["metrics"].items()
+        if isinstance(metric, dict) and "successful" in metric
+    }
 
     def seconds(name: str) -> dict[str, float]:
         return {q: metrics[name]["percentiles"][q] / 1e3 for q in QUANTILES}

@@ -6,6 +6,7 @@ The command leads a session of its own; ten times a second the times of all proc
 
 import bisect
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -72,8 +73,10 @@ def run_watched(command: Sequence[str], folder: Path, environment: Mapping[str, 
         sampler.start()
         try:
             process.wait(limit_s)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, 9)
+        except BaseException as error:
+            os.killpg(process.pid, signal.SIGKILL)
+            if isinstance(error, subprocess.TimeoutExpired):
+                sys.exit(f"error: {command[0]} did not end within {limit_s:g} s\n{log.read_text()[-2000:]}")
             raise
         finally:
             ended.set()
