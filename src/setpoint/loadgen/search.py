@@ -43,6 +43,8 @@ CLIMBING, RUNG_SHARE, TRIAL_SHARE, CONFIRMING = 0.25, 0.06, 0.12, 0.3
 """Shares of a budget: for the bracket, for a rung of it, for an open trial, for the confirmation."""
 INVALID_MAX, STALLED_MAX = 3, 12
 AGAIN_SHARE = 0.15
+CONFIRMED_LATE = 2
+"""A second confirmation is tried even when the time is up: without it there would be no rate to name."""
 
 
 class SearchSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -231,7 +233,7 @@ def _open_step(
         rate = worst.at(LOOK_AT[len(explored) % len(LOOK_AT)])
         share = settings.screen if len(explored) < SCREENED else settings.edge
         return _trial(rate, share, len(explored), settings)
-    has_time = left_s is None or not confirmed or left_s > 0.0
+    has_time = left_s is None or len(confirmed) < CONFIRMED_LATE or left_s > 0.0
     if settings.is_confirmed and has_time and len(confirmed) < settings.confirmations_max:
         trial = _trial(worst.at(SAFE_AT), settings.confirm, 0, settings)
         seconds_max = None if left_s is None else max(left_s, AGAIN_SHARE * budget_s)
