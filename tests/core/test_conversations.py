@@ -58,6 +58,13 @@ class TestTheLifeOfARequest:
         it.step(extra=((0, 4),))
         assert it.step() == [Finish(request_id=0, reason="length")]
 
+    def test_several_tokens_of_one_that_has_left_count_for_nobody(self, scheduler: MakeScheduler) -> None:
+        it = scheduler()
+        it.arrives(output=6)
+        it.step()
+        it.leaves(0)
+        assert it.step(extra=((0, 4),)) == []
+
     def test_a_plan_that_was_run_several_times_yields_as_many_tokens(self, scheduler: MakeScheduler) -> None:
         it = scheduler()
         it.arrives(output=9)

@@ -244,6 +244,20 @@ def test_what_the_engine_tells_of_sequences_that_are_gone_changes_nothing() -> N
     assert violations(machine) == []
 
 
+def test_what_the_engine_takes_back_waits_again() -> None:
+    machine = machine_of(room())
+    machine.handle(ask(1))
+    machine.handle(ask(2))
+    both = StepBegun(
+        at=Instant(0.0), step_id=1, admitted=((1, 0, 8), (2, 0, 8)), prefills=((1, 8), (2, 8)), preempted=()
+    )
+    machine.handle(both)
+    machine.handle(StepBegun(at=Instant(0.1), step_id=2, decodes=(1,), preempted=(2,)))
+    assert [s.id for s in machine.ledger.waiting_from()] == [2]
+    assert machine.ledger.decoding[1].output_tokens == 2
+    assert violations(machine) == []
+
+
 def test_a_change_of_capacity_is_believed_at_once() -> None:
     machine = machine_of(room())
     machine.handle(ask(1, prompt=40, output=40))

@@ -157,14 +157,13 @@ class ReplicaMachine:
         shape = self.shape
         if state.step_time.is_fixed and not shape.prefill_tokens:
             return
-        for number, seconds in enumerate(step_seconds):
-            if number:
-                shape = shape._replace(context_tokens=shape.context_tokens + shape.decodes)
-            state.step_time.observe(shape, seconds)
-            if shape.prefill_tokens:
-                share = min(1.0, shape.prefill_tokens / _RATE_TOKENS)
-                old = state.seconds_per_prefill_token()
-                state.prefill_s = old + share * (seconds / shape.prefill_tokens - old)
+        # what may be run many times over is nothing but decodes, under a model that does not learn
+        (seconds,) = step_seconds
+        state.step_time.observe(shape, seconds)
+        if shape.prefill_tokens:
+            share = min(1.0, shape.prefill_tokens / _RATE_TOKENS)
+            old = state.seconds_per_prefill_token()
+            state.prefill_s = old + share * (seconds / shape.prefill_tokens - old)
 
     def _first_token(self, sequence: Sequence, *, is_stopped: bool) -> None:
         """Note the token that the end of a prefill yields (the first, unless it is a recomputed one)."""
