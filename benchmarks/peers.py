@@ -2,7 +2,8 @@
 
 Every peer lives in a virtual environment of its own, `DIR/NAME`; DIR comes from `--peers` or SETPOINT_PEERS. vLLM is
 large and seldom wanted alone: its environment may also be named by SETPOINT_VLLM_ENV. A peer that is not there is left
-out, and the benchmark says so. All peers get the same load, so far as they can express it.
+out, and the benchmark says so. All peers get the same load, so far as they can express it: lengths are forced, and the
+answers are the likeliest ones (temperature 0), since drawing them costs a server time too.
 
 Of SGLang's wheel only the compiled client is used, which needs nothing else of it.
 """
@@ -92,9 +93,11 @@ class Peer(NamedTuple):
 def _guidellm(binary: Path, load: Load, folder: Path) -> list[str]:
     profile = f"kind=concurrent,streams={load.streams}" if load.streams else f"kind=poisson,rate={load.rate}"
     data = f"kind=synthetic_text,prompt_tokens={load.prompt_tokens},output_tokens={load.output_tokens}"
-    backend = f"kind=openai_http,target={load.url},model={load.model},request_format={load.path}"
+    extras = {"body": {"temperature": 0.0}}
+    backend = {"kind": "openai_http", "target": load.url, "model": load.model, "request_format": load.path}
     return [
-        *(str(binary / "guidellm"), "run", "--disable-console", "--backend", backend, "--profile", profile),
+        *(str(binary / "guidellm"), "run", "--disable-console", "--profile", profile),
+        *("--backend", json.dumps({**backend, "extras": extras})),
         *("--constraint", f"kind=max_requests,count={load.requests}", "--seed", f"kind=static,value={load.seed}"),
         *("--output", f"kind=json,path={folder / 'told.json'}", "--data", data),
         *("--tokenizer", f"kind=huggingface_auto,model={tokenizer(load, folder)}"),
@@ -155,6 +158,7 @@ def _vllm(binary: Path, load: Load, folder: Path) -> list[str]:
         *(str(binary / "vllm"), "bench", "serve", "--backend", "openai-chat" if load.is_chat else "openai"),
         *("--endpoint", load.path, "--base-url", load.url, "--model", load.model),
         *("--tokenizer", str(tokenizer(load, folder)), "--dataset-name", "random", "--ignore-eos"),
+        *("--temperature", "0"),
         *("--random-input-len", str(load.prompt_tokens), "--random-output-len", str(load.output_tokens)),
         *("--num-prompts", str(load.requests), "--request-rate", str(load.rate or "inf"), "--seed", str(load.seed)),
         *(("--max-concurrency", str(load.streams)) if load.streams else ()),
