@@ -99,7 +99,9 @@ class _Desk:
         A run of a sweep in which the client stood still is repeated, a few times at most, and only the last one counts.
         """
         setup = self.job.setup
-        for left in reversed(range(REPEATS if self.job.way == "sweep" else 1)):
+        left = REPEATS if self.job.way == "sweep" else 1
+        while True:
+            left -= 1
             self.live.begin(words, total_s=total_s)
             keep_load(setup.directory, load)
             with Scraper(setup.target) as scraper:
