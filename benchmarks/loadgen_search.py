@@ -19,8 +19,8 @@ import msgspec
 from policy_worlds import A100, CAPACITY
 from reporting import Row, arguments, report, say
 
-from setpoint.loadgen.trials import find_max_rate
 from setpoint.loadgen.search import SearchSettings, Trial, TrialResult
+from setpoint.loadgen.trials import find_max_rate
 from setpoint.metrics import RequestRecord, judge, overload, parse_objectives
 from setpoint.model import ServiceClass, Slo
 from setpoint.seeds import stream
