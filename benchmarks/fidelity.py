@@ -85,11 +85,11 @@ def profiled(bench: Bench, budget_s: float, seed: int) -> StepTimeModel:
 
 def embedded(args: argparse.Namespace, rows: list[Row]) -> tuple[Replayed | None, list[str]]:
     """Profile, predict and run each load on the embedded engine; return the replay, and what is to be said."""
-    seconds = args.seconds or (3.0 if args.quick else 90.0)
+    seconds = args.seconds or (2.0 if args.quick else 90.0)
     found: Replayed | None = None
     words = []
     with Bench(args) as bench:
-        model = profiled(bench, 8.0 if args.quick else 60.0, args.seed)
+        model = profiled(bench, 6.0 if args.quick else 60.0, args.seed)
         words.append(f"profile: off by {model.mape:.1%} a step, tail ratio {model.tail_ratio:.2f}")
         scenario = Scenario(world=FixedStepTime(model), capacity=bench.executor.capacity, classes=CLASSES)
         for load in LOADS:
@@ -121,7 +121,7 @@ def embedded(args: argparse.Namespace, rows: list[Row]) -> tuple[Replayed | None
 def extend(parser: argparse.ArgumentParser) -> None:
     """Add the options of this benchmark."""
     parser.add_argument("--strategy", default="slack")
-    parser.add_argument("--seconds", type=float, default=None, help="length of each run (default: 90, quick: 3)")
+    parser.add_argument("--seconds", type=float, default=None, help="length of each run (default: 90, quick: 2)")
     parser.add_argument("--only", choices=("embedded", "vllm"), help="run one of the engines")
     parser.add_argument("--write", type=Path, help="replace the table between the markers in this file")
 
