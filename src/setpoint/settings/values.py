@@ -12,8 +12,8 @@ from msgspec import Meta
 from setpoint.model import PRESETS, ServiceClass
 
 Tier = Literal["auto", "default", "flex", "priority"]
-KvLayout = Literal["per-slot", "shared"]
 """The values of the OpenAI API's `service_tier`; the file maps them to service classes."""
+KvLayout = Literal["per-slot", "shared"]
 
 Count = Annotated[int, Meta(ge=1)]
 Duration = Annotated[float, Meta(gt=0.0, le=366 * 24 * 3600.0)]
