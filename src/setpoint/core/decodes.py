@@ -107,22 +107,21 @@ class Decodes:
         if self._ends_at is not None and ends_at < self._ends_at:
             self._ends_at = ends_at
         self._places.setdefault(self._place(sequence), {})[sequence.id] = sequence
-        tpot_s = sequence.slo.tpot_s
-        if tpot_s is not None and not sequence.is_harvest and not sequence.is_missed:
-            group = self._due.setdefault((sequence.service_class.name, tpot_s), [])
-            insort(group, (sequence.anchor + sequence.base_output * tpot_s, sequence.id))
+        filed = _filed(sequence)
+        if filed is not None:
+            insort(self._due.setdefault(filed[0], []), filed[1])
 
     def _withdraw(self, sequence: Sequence) -> None:
         self._base_context -= sequence.base_computed
         if self._ends_at == sequence.output_tokens_max - sequence.base_output:
             self._ends_at = None
         del self._places[self._place(sequence)][sequence.id]
-        tpot_s = sequence.slo.tpot_s
-        if tpot_s is not None and not sequence.is_harvest and not sequence.is_missed:
-            group = self._due[sequence.service_class.name, tpot_s]
-            del group[bisect_left(group, (sequence.anchor + sequence.base_output * tpot_s, sequence.id))]
+        filed = _filed(sequence)
+        if filed is not None:
+            group = self._due[filed[0]]
+            del group[bisect_left(group, filed[1])]
             if not group:
-                del self._due[sequence.service_class.name, tpot_s]
+                del self._due[filed[0]]
 
     def _place(self, sequence: Sequence) -> int:
         """Return the rounds, up to whole blocks, at which a block of the sequence is full."""
@@ -133,3 +132,11 @@ class Decodes:
 
     def _is_full(self, sequence: Sequence) -> bool:
         return sequence.computed_tokens - sequence.cached_tokens >= sequence.blocks * self._block_tokens
+
+
+def _filed(sequence: Sequence) -> tuple[tuple[str, float], tuple[float, int]] | None:
+    """Return the group of a decode in the index of deadlines and its place there; `None` when it has none."""
+    tpot_s = sequence.slo.tpot_s
+    if tpot_s is None or sequence.is_harvest or sequence.is_missed:
+        return None
+    return (sequence.service_class.name, tpot_s), (sequence.anchor + sequence.base_output * tpot_s, sequence.id)
