@@ -10,10 +10,10 @@ it is wide, which is the truth about it.
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Protocol
 
 import msgspec
 
+from setpoint.chance import Chance
 from setpoint.metrics.timeline import RequestRecord
 
 POINTS_MIN = 5
@@ -21,14 +21,6 @@ NEAR = 0.9
 SLICES = 20
 RESAMPLES = 400
 TAIL = 0.05
-
-
-class Chance(Protocol):
-    """The generator of random numbers that a caller passes in."""
-
-    def randrange(self, stop: int, /) -> int:
-        """Draw an integer in [0, stop)."""
-        ...
 
 
 class Knee(msgspec.Struct, frozen=True, kw_only=True):

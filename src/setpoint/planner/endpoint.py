@@ -17,6 +17,7 @@ from typing import Literal, TypeVar
 
 import msgspec
 
+from setpoint.chance import Chance
 from setpoint.errors import EngineError
 from setpoint.loadgen.client import RunOptions
 from setpoint.loadgen.process import measure_in_process
@@ -29,7 +30,6 @@ from setpoint.steptime.learner import FixedStepTime
 from setpoint.steptime.model import StepTimeModel, fit
 from setpoint.units import Seconds
 from setpoint.workload import PlannedRequest
-from setpoint.workload.plan import Chance
 
 _T = TypeVar("_T")
 Kind = Literal["lone", "together", "beside"]

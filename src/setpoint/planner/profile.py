@@ -14,12 +14,12 @@ from statistics import median
 
 import msgspec
 
+from setpoint.chance import Chance
 from setpoint.engines.api import Executor, Generation, Sampling
 from setpoint.metrics import rank_quantile
 from setpoint.model import Capacity, StepShape, chunk_work
 from setpoint.steptime.model import Sample, StepTimeModel, fit
 from setpoint.units import Seconds, Tokens
-from setpoint.workload import Chance
 
 DECODES = (1, 2, 4, 8, 16, 32, 64)
 CHUNKS = (8, 16, 32, 64, 128, 256, 512)

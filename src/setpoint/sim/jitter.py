@@ -6,11 +6,11 @@ expected, or longer, and the 95th percentile of a log-normal lies 1.645 standard
 
 from math import log
 
+from setpoint.chance import Chance
 from setpoint.model import StepShape
 from setpoint.steptime.learner import FixedStepTime
 from setpoint.steptime.model import StepTimeModel
 from setpoint.units import Seconds
-from setpoint.workload.plan import Chance
 
 _P95_DEVIATIONS = 1.645
 

@@ -13,7 +13,7 @@ from setpoint.workload.arrivals import (
     arrival_times,
 )
 from setpoint.workload.lengths import AnyLengths, Empirical, Fixed, Lengths, LogNormal, Uniform, parse_lengths
-from setpoint.workload.plan import Chance, PlannedRequest
+from setpoint.workload.plan import PlannedRequest
 from setpoint.workload.scale import at_rate, clip, mean_rps, renumber, scale_lengths, stretch, window
 from setpoint.workload.traces import Form, detect, read_trace
 from setpoint.workload.traffic import Streams, Traffic, plan_traffic
@@ -23,7 +23,6 @@ __all__ = [
     "POISSON",
     "AnyLengths",
     "AnyRate",
-    "Chance",
     "Diurnal",
     "Empirical",
     "Fixed",

@@ -11,8 +11,8 @@ from typing import Protocol
 
 import msgspec
 
+from setpoint.chance import Chance
 from setpoint.errors import WorkloadError
-from setpoint.workload.plan import Chance
 
 
 class Gaps(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

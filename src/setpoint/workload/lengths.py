@@ -12,8 +12,8 @@ from typing import Protocol
 
 import msgspec
 
+from setpoint.chance import Chance
 from setpoint.errors import WorkloadError
-from setpoint.workload.plan import Chance
 
 TOKENS_MAX = 10_000_000
 

@@ -3,33 +3,7 @@
 A plan says nothing of an engine. The measuring client sends it, the simulator serves it, and both see the same numbers.
 """
 
-from typing import Protocol
-
 import msgspec
-
-
-class Chance(Protocol):
-    """The generator of random numbers that a caller passes in (`setpoint.seeds.stream` makes one)."""
-
-    def random(self) -> float:
-        """Return a number in [0, 1)."""
-        ...
-
-    def expovariate(self, lambd: float, /) -> float:
-        """Draw from the exponential distribution of rate `lambd`."""
-        ...
-
-    def gammavariate(self, alpha: float, beta: float, /) -> float:
-        """Draw from the gamma distribution of shape `alpha` and scale `beta`."""
-        ...
-
-    def lognormvariate(self, mu: float, sigma: float, /) -> float:
-        """Draw a number whose logarithm is normal."""
-        ...
-
-    def randrange(self, stop: int, /) -> int:
-        """Draw an integer in [0, stop)."""
-        ...
 
 
 class PlannedRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

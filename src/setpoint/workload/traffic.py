@@ -11,10 +11,11 @@ from itertools import islice, takewhile
 
 import msgspec
 
+from setpoint.chance import Chance
 from setpoint.errors import WorkloadError
 from setpoint.workload.arrivals import POISSON, Gaps, Rate
 from setpoint.workload.lengths import AnyLengths, Fixed
-from setpoint.workload.plan import Chance, PlannedRequest
+from setpoint.workload.plan import PlannedRequest
 
 Streams = Callable[[str], Chance]
 """Gives the generator of a name; `functools.partial(setpoint.seeds.stream, seed)` is one."""
