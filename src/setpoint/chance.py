@@ -3,7 +3,10 @@
 The pure layers draw from what a caller passes in; `setpoint.seeds.stream` makes it.
 """
 
-from typing import Protocol
+from collections.abc import Iterable, MutableSequence
+from typing import Any, Protocol, TypeVar
+
+_T = TypeVar("_T")
 
 
 class Chance(Protocol):
@@ -28,3 +31,14 @@ class Chance(Protocol):
     def randrange(self, stop: int, /) -> int:
         """Draw an integer in [0, stop)."""
         ...
+
+    def shuffle(self, x: MutableSequence[Any], /) -> None:
+        """Put the values into a random order, in place."""
+        ...
+
+
+def shuffled(values: Iterable[_T], chance: Chance) -> list[_T]:
+    """Return the values in a random order."""
+    found = list(values)
+    chance.shuffle(found)
+    return found

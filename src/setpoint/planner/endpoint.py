@@ -13,25 +13,25 @@ error; single steps against the fit give the tail.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Literal, TypeVar
+from typing import Literal
 
 import msgspec
 
-from setpoint.chance import Chance
+from setpoint.chance import Chance, shuffled
 from setpoint.errors import EngineError
 from setpoint.loadgen.client import RunOptions
 from setpoint.loadgen.process import measure_in_process
 from setpoint.loadgen.prompts import Lexicon
 from setpoint.loadgen.target import EndpointTarget
-from setpoint.metrics import RequestRecord, rank_quantile
+from setpoint.metrics import RequestRecord
 from setpoint.model import StepShape
+from setpoint.planner.fitting import fit_held_out
 from setpoint.planner.step_samples import Seen, outside_s, read_decoding, read_prompts
 from setpoint.steptime.learner import FixedStepTime
-from setpoint.steptime.model import StepTimeModel, fit
+from setpoint.steptime.model import StepTimeModel
 from setpoint.units import Seconds
 from setpoint.workload import PlannedRequest
 
-_T = TypeVar("_T")
 Kind = Literal["lone", "together", "beside"]
 
 PROMPT_MIN = 16
@@ -99,7 +99,7 @@ def loads_of(limits: Limits, chance: Chance) -> list[Load]:
     ladder = _doubled(1, limits.slots)
     grid = _doubled(PROMPT_MIN, limits.prompt_max)
     long_prompt = max(_SHORT, min(limits.prompt_max, int(_LONG * limits.context_tokens)))
-    found = [Load(kind="lone", streams=1, plan=_prompts(_shuffled(grid, chance)))]
+    found = [Load(kind="lone", streams=1, plan=_prompts(shuffled(grid, chance)))]
     clocks = sorted({1, max(1, limits.slots // 4), limits.slots - 1} - {0}) if limits.slots > 1 else []
     for place, count in enumerate(_inwards(ladder)):
         found.append(_together(count, min(_SHORT, long_prompt)))
@@ -114,7 +114,7 @@ def loads_of(limits: Limits, chance: Chance) -> list[Load]:
 
 
 def _probes(grid: Sequence[int], first_id: int, chance: Chance) -> tuple[PlannedRequest, ...]:
-    return _prompts(_shuffled(grid, chance), first_id=first_id)
+    return _prompts(shuffled(grid, chance), first_id=first_id)
 
 
 def _inwards(values: Sequence[int]) -> list[int]:
@@ -175,18 +175,13 @@ def _fitted(seen: Seen, chance: Chance, key: str, rounds: int) -> Outcome:
             f"only {len(seen.samples)} steps could be read off the tokens, and {SAMPLES_MIN} are the least",
             hint="the server must stream one token an event, and must not refuse: give --slots as it was run with",
         )
-    samples = _shuffled(seen.samples, chance)
-    model = fit(samples, key=key)
-    blind = fit([sample for i, sample in enumerate(samples) if i % 5], key=key)
-    errors = sorted(abs(blind.predict(shape) / seconds - 1.0) for shape, seconds in samples[::5])
-    ratios = sorted(seconds / model.predict(shape) for shape, seconds in seen.gaps)
-    tail = max(model.tail_ratio, rank_quantile(ratios, 0.95)) if ratios else model.tail_ratio
+    fitted = fit_held_out(seen.samples, seen.gaps, chance, key=key)
     return Outcome(
-        model=msgspec.structs.replace(model, tail_ratio=tail),
-        outside_s=outside_s(seen.lone, FixedStepTime(model), seen.chunk_max),
+        model=fitted.model,
+        outside_s=outside_s(seen.lone, FixedStepTime(fitted.model), seen.chunk_max),
         seen=seen,
         rounds=rounds,
-        p95_error=rank_quantile(errors, 0.95),
+        p95_error=fitted.p95_error,
     )
 
 
@@ -221,11 +216,3 @@ def _doubled(least: int, most: int) -> list[int]:
         found.append(value)
         value *= 2
     return [*found, most]
-
-
-def _shuffled(values: Sequence[_T], chance: Chance) -> list[_T]:
-    found = list(values)
-    for i in range(len(found) - 1, 0, -1):
-        j = chance.randrange(i + 1)
-        found[i], found[j] = found[j], found[i]
-    return found

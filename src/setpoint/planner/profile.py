@@ -14,11 +14,11 @@ from statistics import median
 
 import msgspec
 
-from setpoint.chance import Chance
+from setpoint.chance import Chance, shuffled
 from setpoint.engines.api import Executor, Generation, Sampling
-from setpoint.metrics import rank_quantile
 from setpoint.model import Capacity, StepShape, chunk_work
-from setpoint.steptime.model import Sample, StepTimeModel, fit
+from setpoint.planner.fitting import TINY_S, fit_held_out
+from setpoint.steptime.model import Sample, StepTimeModel
 from setpoint.units import Seconds, Tokens
 
 DECODES = (1, 2, 4, 8, 16, 32, 64)
@@ -32,7 +32,6 @@ SAMPLES_MIN = 25
 """For a fit that holds a fifth of them out, and a second one of the rest."""
 ROUNDS_MAX = 12
 ID_FIRST = -1_000_000
-_TINY_S = 1e-6
 
 Progress = Callable[[float], None]
 
@@ -146,11 +145,7 @@ class Profiler:
         return is_wanted and self.rounds < ROUNDS_MAX
 
     def _round(self, probes: Sequence[Probe], tick: Callable[[], None], end: float) -> None:
-        order = list(probes)
-        for index in range(len(order) - 1, 0, -1):
-            other = self._chance.randrange(index + 1)
-            order[index], order[other] = order[other], order[index]
-        for probe in order:
+        for probe in shuffled(probes, self._chance):
             self._seen.setdefault(probe, []).append(self._probe(probe))
             tick()
             if self._clock() > end and len(self._samples()) >= SAMPLES_MIN:
@@ -181,7 +176,7 @@ class Profiler:
     def _timed(self, decodes: list[int], prefills: list[tuple[int, int]]) -> Seconds:
         start = self._clock()
         self._executor.run(decodes, prefills)
-        return Seconds(max(self._clock() - start, _TINY_S))
+        return Seconds(max(self._clock() - start, TINY_S))
 
     # ------------------------------------------------------------------------------------------------------- holding
 
@@ -219,22 +214,14 @@ class Profiler:
         return [*(sample for group in self._seen.values() for sample in group), *self._prefills]
 
     def _profile(self, seconds: float, *, is_cut: bool) -> Profile:
-        samples = self._samples()
-        for index in range(len(samples) - 1, 0, -1):
-            other = self._chance.randrange(index + 1)
-            samples[index], samples[other] = samples[other], samples[index]
-        model = fit(samples, key=self._key)
-        raw = [sample for group in self._seen.values() for sample in group]
-        ratios = sorted(seconds / max(model.predict(shape), _TINY_S) for shape, seconds in raw)
-        tail = max(model.tail_ratio, rank_quantile(ratios, 0.95)) if ratios else model.tail_ratio
-        blind = fit([sample for index, sample in enumerate(samples) if index % 5], key=self._key)
-        errors = sorted(abs(blind.predict(shape) / seconds - 1.0) for shape, seconds in samples[::5])
+        steps = [sample for group in self._seen.values() for sample in group]
+        fitted = fit_held_out(self._samples(), steps, self._chance, key=self._key)
         return Profile(
-            model=msgspec.structs.replace(model, tail_ratio=tail),
-            samples=tuple(samples),
+            model=fitted.model,
+            samples=fitted.samples,
             rounds=max(1, self.rounds),
             seconds=seconds,
-            p95_error=rank_quantile(errors, 0.95),
+            p95_error=fitted.p95_error,
             is_cut=is_cut,
         )
 
