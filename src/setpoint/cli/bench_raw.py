@@ -10,8 +10,8 @@ from pathlib import Path
 import msgspec
 from rich.console import Console
 
+from setpoint.cache import cache_dir
 from setpoint.errors import ConfigError
-from setpoint.loadgen.ceiling import cache_dir
 from setpoint.loadgen.recover import HEADER, recover
 from setpoint.loadgen.report import BenchReport, relative
 from setpoint.metrics import RequestRecord
@@ -27,7 +27,7 @@ def kept_records(out: Path | None, console: Console) -> Iterator[Path]:
     A run that was cut off earlier is told of, with the command that makes its report; raises ConfigError where its
     records are in the way.
     """
-    runs = cache_dir() / "runs"
+    runs = cache_dir("bench") / "runs"
     for left in sorted(runs.glob("*-*")) if out is None else ():
         if (left / HEADER).exists() and not _is_alive(left.name.rpartition("-")[2]):
             console.print(f"an earlier run was cut off: setpoint bench --recover {left} --out FOLDER", style="yellow")

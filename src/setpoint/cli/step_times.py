@@ -5,12 +5,12 @@ Another key is another model; nothing is ever taken for what it is not.
 """
 
 import hashlib
-import os
 import platform
 import re
 import tempfile
 from pathlib import Path
 
+from setpoint.cache import cache_dir
 from setpoint.engines.llamacpp.executor import LlamaExecutor
 from setpoint.errors import ConfigError
 from setpoint.steptime.model import StepTimeModel, decode, encode
@@ -42,9 +42,8 @@ def step_time_key(executor: LlamaExecutor) -> str:
 
 def step_time_path(key: str) -> Path:
     """Return the file in which the model of `key` is kept."""
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     name = re.sub(r"[^A-Za-z0-9.]+", "-", key).strip("-")[:100]
-    return root / "setpoint" / "steptime" / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:8]}.json"
+    return cache_dir("steptime") / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:8]}.json"
 
 
 def load_step_time(key: str) -> StepTimeModel | None:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import msgspec
 
+from setpoint.cache import cache_dir
 from setpoint.errors import EngineError
 from setpoint.loadgen.client import RunOptions
 from setpoint.loadgen.process import measure_in_process
@@ -73,7 +74,7 @@ def calibrate() -> float:
 
 def ceiling(version: str, folder: Path | None = None) -> float:
     """Return the calibrated ceiling, from the file in `folder` (the user's cache directory) or by measuring it."""
-    folder = folder or cache_dir()
+    folder = folder or cache_dir("bench")
     made_on = f"{version}, Python {platform.python_version()}, {platform.machine()} x {os.cpu_count()}"
     path = folder / FILE
     with contextlib.suppress(OSError, msgspec.DecodeError):
@@ -85,8 +86,3 @@ def ceiling(version: str, folder: Path | None = None) -> float:
         folder.mkdir(parents=True, exist_ok=True)
         path.write_bytes(msgspec.json.encode(Ceiling(events_per_s=found, made_on=made_on)))
     return found
-
-
-def cache_dir() -> Path:
-    """Return the folder for what is kept between commands: `setpoint/bench` in the user's cache directory."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "setpoint" / "bench"

@@ -9,7 +9,6 @@ place: a run that is interrupted leaves no half a model behind.
 import hashlib
 import importlib
 import importlib.util
-import os
 import re
 import shutil
 import subprocess
@@ -18,6 +17,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, Final
 
+from setpoint.cache import cache_dir
 from setpoint.errors import ModelError
 
 STARTER: Final = "smollm2"
@@ -31,8 +31,7 @@ _HUB_ID: Final = re.compile(r"^[\w.-]+/[\w.-]+(:[\w./-]+\.gguf)?$")
 
 def models_dir() -> Path:
     """Return the folder where models are kept: `setpoint/models` in the user's cache directory."""
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "setpoint" / "models"
+    return cache_dir("models")
 
 
 def resolve_model(name: str | None = None, *, cache: Path | None = None) -> Path:
