@@ -1,229 +1,222 @@
-"""What the policy is worth inside vLLM, and what it costs: stock vLLM against the plug-in, with the same server flags.
+"""What the policy is worth inside vLLM: stock vLLM against the plug-in, with the same server flags but the scheduler.
 
-    python benchmarks/vllm_plugin.py --vllm DIR/venv/bin/vllm --model DIR/smollm2 --json > vllm_plugin.json
+    python benchmarks/vllm_plugin.py --vllm DIR/venv/bin/vllm --model DIR/smollm2            about 35 minutes
+    python benchmarks/vllm_plugin.py --vllm DIR/venv/bin/vllm --model DIR/smollm2 --quick    two servers, three minutes
 
 DIR is a folder with a vLLM that has setpoint installed beside it, and a small model. Each setting gets a server of its
-own, one after the other: stock first come first served and stock priority, both with swept `--max-num-batched-tokens`,
-and the plug-in with `qoserve` and with `slack`. Each is asked the same chat requests beside the same backlog of batch
-work, by the load generator in a process of its own. The bound is what the backlog alone reaches. `--cost` measures
-nothing but the scheduler itself, in this process and without a model: run it with the Python of that vLLM.
+own, one after the other: stock first come first served and stock `priority`, both with swept
+`--max-num-batched-tokens`, and the plug-in, untuned, with `qoserve` and with `slack`. Each climbs the same ladders of
+chat rates, with the same draws, until too few requests meet their targets: chat beside a backlog that is never empty,
+and chat alone; then one load with loose targets, beside the backlog. Rates are shares of the *bound*, at which a stock
+server empties a backlog of chat; targets scale with the machine (see `vllm_loads`). Its capacity is the rate at which
+attainment, made monotone, crosses 95%.
+
+Ratios (all of `slack`): `over_best_stock`: its chat rate beside the backlog, over the best of all stock settings;
+`over_qoserve`: the same over the plug-in with `qoserve`; `of_stock_without_batch`: its chat rate beside the backlog,
+over stock's best of chat alone; `alone_over_stock`: chat alone; `loose_attainment`: its attainment under loose targets
+less the best of stock; `throughput_of_stock`: tokens a second of all work under loose targets, over stock's best;
+`same_answers`: share of greedy answers, given beside the backlog, that equal those of a stock server (of two stock
+servers: `same_answers_stock`). Where a setting fails at the lowest rung, that rung stands for its capacity.
+`planning_of_step`: time spent planning over the time of the steps.
 """
 
 import argparse
-import json
-import os
-import signal
-import socket
-import subprocess
 import sys
 import time
-import urllib.request
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
-from typing import Any, NamedTuple
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
-from reporting import arguments, report
+import httpx
+from contest import GIVEN_UP, batch_at, capacity_of, scaled_slo, targets
+from reporting import arguments, report, say
+from vllm_loads import Client, Load, Seen, loosened
+from vllm_server import Setting, numbers, plugin, server, stock
 
-from setpoint.loadgen.client import RunOptions
-from setpoint.loadgen.process import measure_in_process
-from setpoint.loadgen.target import ClassTargets, EndpointTarget
-from setpoint.metrics import RequestRecord
-from setpoint.metrics.judge import met
+from setpoint.loadgen.probe import identify, learn_words
+from setpoint.loadgen.prompts import Lexicon
+from setpoint.loadgen.target import EndpointTarget
 from setpoint.model import Slo
+from setpoint.planner.endpoint import Limits, carry_over_http, profile
 from setpoint.seeds import stream
-from setpoint.units import Seconds
-from setpoint.workload import PlannedRequest
-from setpoint.workload.arrivals import Steady
-from setpoint.workload.lengths import Uniform
-from setpoint.workload.traffic import Traffic, plan_traffic
 
-CHAT = Slo(percentile=0.95, ttft_s=Seconds(2.0), tpot_s=Seconds(0.25))
-BANDS = {"chat": 0, "batch": 9}
-READY_S = 300.0
+__all__ = ["Setting", "server"]
 
-
-class Setting(NamedTuple):
-    """One way to run the server."""
-
-    name: str
-    flags: tuple[str, ...]
+BUDGETS = (64, 256, 1024)
+SEQUENCES = 32
+BESIDE = (0.08, 0.16, 0.3, 0.45)
+ALONE = (0.35, 0.55, 0.75)
+LOOSE_AT = 0.3
+RUNG_S, QUICK_RUNG_S = 24.0, 8.0
+WARM_UP_S = 8.0
+QUESTIONS = tuple(
+    f"{verb} {thing}" for verb in ("Tell me about", "Why do people like") for thing in ("rain", "tea", "maps", "dogs")
+)
+ANSWER_TOKENS = 24
 
 
-def stock(policy: str, budget: int) -> Setting:
-    """Return a stock vLLM with a scheduling policy and a token budget."""
-    flags = ("--scheduling-policy", policy, "--max-num-batched-tokens", str(budget))
-    return Setting(f"stock {policy} {budget}", flags)
+class Outcome(NamedTuple):
+    """What one setting did: its two ladders, the loose load, its greedy answers, its planning time."""
+
+    beside: list[Seen]
+    alone: list[Seen]
+    loose: Seen
+    answers: list[str]
+    planning: float | None
 
 
-def plugin(strategy: str) -> Setting:
-    """Return the plug-in with a strategy; the clients name their class by `priority`, as they do for stock."""
-    classes = {"chat": {"ttft_ms": 2000, "tpot_ms": 250}}
-    options = {"strategy": strategy, "classes": classes, "priorities": {"0": "chat", "9": "batch"}}
-    config = json.dumps({"setpoint": options})
-    scheduler = "setpoint.engines.vllm.SetpointScheduler"
-    flags = ("--scheduling-policy", "priority", "--scheduler-cls", scheduler, "--additional-config", config)
-    return Setting(f"plug-in {strategy}", flags)
+class Yardstick(NamedTuple):
+    """What the loads are scaled by: the targets, the bound in chat per second, the tokenizer's words."""
+
+    slo: Slo
+    bound: float
+    lexicon: Lexicon
 
 
 def settings(*, is_quick: bool) -> list[Setting]:
     """Return what is compared."""
-    budgets = (128,) if is_quick else (48, 128, 512)
-    stocks = [stock(policy, budget) for policy in ("fcfs", "priority") for budget in budgets]
-    return [*stocks, *([] if is_quick else [plugin("qoserve")]), plugin("slack")]
+    budgets = BUDGETS[1:2] if is_quick else BUDGETS
+    stocks = [stock(policy, budget) for policy in ("priority", "fcfs")[: 1 if is_quick else 2] for budget in budgets]
+    plugins = [plugin(strategy) for strategy in (("slack",) if is_quick else ("qoserve", "slack"))]
+    every = ("--max-num-seqs", str(SEQUENCES), "--dtype", "float32")
+    return [setting._replace(flags=(*every, *setting.flags)) for setting in (*stocks, *plugins)]
 
 
-@contextmanager
-def server(args: argparse.Namespace, setting: Setting) -> Iterator[str]:
-    """Run a vLLM and yield its URL; it is gone afterwards, with all its processes."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [
-        *(args.vllm, "serve", args.model, "--served-model-name", "model", "--enforce-eager"),
-        *("--max-model-len", "2048", "--max-num-seqs", "16", "--host", "127.0.0.1", "--port", str(port)),
-        *setting.flags,
-    ]
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
-    environment.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
-    environment.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-    with subprocess.Popen(
-        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-    ) as process:
-        try:
-            url = f"http://127.0.0.1:{port}"
-            await_ready(process, f"{url}/health")
-            yield url
-        finally:
-            os.killpg(process.pid, signal.SIGTERM)
-            try:
-                process.wait(20.0)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
+def yardstick(url: str, args: argparse.Namespace) -> Yardstick:
+    """Profile a stock server over HTTP, and let it empty a backlog of chat."""
+    target = identify(EndpointTarget(url=url, engine="vllm", api="completions"))
+    lexicon = learn_words(target)
+    client = Client(url, stock("fcfs", 0), lexicon, args.seed)
+    client.empty(16)
+    over_at = time.monotonic() + (15.0 if args.quick else 40.0)
+    found = profile(
+        Limits(slots=16, prompt_max=512, context_tokens=2048),
+        carry_over_http(target, lexicon),
+        stream(args.seed, "profile"),
+        key="vllm over HTTP",
+        is_over=lambda: time.monotonic() > over_at,
+        on_load=lambda load: say(f"profiling: {load.words()}"),
+    )
+    slo = scaled_slo(found.model)
+    bound = client.empty(48 if args.quick else 160)
+    say(f"bound {bound:.2f} chat/s; targets {targets(slo)}")
+    return Yardstick(slo, bound, lexicon)
 
 
-def await_ready(process: "subprocess.Popen[bytes]", url: str) -> None:
-    """Wait until the server answers; exits when it died or takes too long."""
-    deadline = time.monotonic() + READY_S
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            sys.exit("vLLM ended while it started: run the same command by hand to see why")
-        try:
-            with urllib.request.urlopen(url, timeout=2.0):  # noqa: S310 - our own server on this machine
-                return
-        except OSError:
-            time.sleep(1.0)
-    sys.exit(f"vLLM was not ready after {READY_S:g} s")
+def outcome(url: str, setting: Setting, by: Yardstick, args: argparse.Namespace) -> Outcome:
+    """Warm a server up, and offer it every load."""
+    say(setting.name)
+    client = Client(url, setting, by.lexicon, args.seed)
+    seconds = QUICK_RUNG_S if args.quick else RUNG_S
+    client.run(Load(0.2 * by.bound, 4.0 if args.quick else WARM_UP_S, by.slo))
+    beside = climb(client, by, BESIDE[1:3] if args.quick else BESIDE, seconds, has_backlog=True)
+    alone = climb(client, by, ALONE[1:2] if args.quick else ALONE, seconds, has_backlog=False)
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(answers, url, setting)
+        loose = client.run(Load(LOOSE_AT * by.bound, seconds, loosened(by.slo)))
+        told = asked.result()
+    found = numbers(url)
+    steps_s = found.get("setpoint_measured_seconds_total")
+    planning = None if not steps_s else found.get("setpoint_planning_seconds_total", 0.0) / steps_s
+    return Outcome(beside, alone, loose, told, planning)
 
 
-def plan(args: argparse.Namespace, rate: float, backlog: int, duration_s: float) -> list[PlannedRequest]:
-    """Return a backlog that is there from the start, and chat that arrives at `rate`."""
-    streams = partial(stream, args.seed)
-    chat = Traffic(class_name="chat", prompt=Uniform(30, 200), output=Uniform(16, 64))
-    batch = Traffic(class_name="batch", prompt=Uniform(150, 500), output=Uniform(100, 101))
-    asked = plan_traffic([chat], Steady(rate), streams, duration_s=duration_s) if rate else []
-    jobs = plan_traffic([batch], Steady(1000.0), streams, count=backlog)
-    both = sorted([*asked, *jobs], key=lambda one: one.at_s)
-    return [replaced(one, index) for index, one in enumerate(both)]
+def climb(client: Client, by: Yardstick, shares: tuple[float, ...], seconds: float, *, has_backlog: bool) -> list[Seen]:
+    """Offer rising rates, until too few requests meet their targets."""
+    seen: list[Seen] = []
+    for share in shares:
+        seen.append(client.run(Load(share * by.bound, seconds, by.slo, has_backlog)))
+        if seen[-1].rung.attainment < GIVEN_UP:
+            break
+    return seen
 
 
-def replaced(one: PlannedRequest, index: int) -> PlannedRequest:
-    """Return the request under an id of its own."""
-    import msgspec  # noqa: PLC0415 - beside its one use
+def answers(url: str, setting: Setting) -> list[str]:
+    """Return greedy answers to the same questions, asked all at once."""
+    asked: dict[str, object] = {"model": "model", "max_tokens": ANSWER_TOKENS, "temperature": 0.0}
+    if setting.strategy is not None:
+        asked["vllm_xargs"] = {"setpoint.class": "batch"}
 
-    return msgspec.structs.replace(one, id=index)
+    def answer(question: str) -> str:
+        body = asked | {"prompt": question}
+        return str(httpx.post(f"{url}/v1/completions", json=body, timeout=300.0).json()["choices"][0]["text"])
+
+    with ThreadPoolExecutor(len(QUESTIONS)) as pool:
+        return list(pool.map(answer, QUESTIONS))
 
 
-def row(setting: Setting, rate: float, records: Sequence[RequestRecord], duration_s: float) -> dict[str, object]:
-    """Return what came of one load on one setting."""
-    chat = sorted((r for r in records if r.class_name == "chat"), key=lambda r: r.ttft_s or 1e9)
-    tpots = sorted(r.tpot_s or 0.0 for r in chat)
-    tokens = {name: sum(r.output_tokens for r in records if r.class_name == name) for name in BANDS}
+def held(seen: list[Seen]) -> float:
+    """Return the chat rate held at what was promised; at least the lowest rung, so that ratios stay bounded."""
+    rungs = [one.rung for one in seen]
+    return max(capacity_of(rungs), rungs[0].rate)
+
+
+def row(name: str, came: Outcome, by: Yardstick) -> dict[str, object]:
+    """Return what is printed of a setting."""
+    rungs = [one.rung for one in came.beside]
+    rate = capacity_of(rungs)
+    worst = max(came.beside, key=lambda one: one.rung.rate if one.rung.rate <= max(rate, rungs[0].rate) else -1.0)
     return {
-        "setting": setting.name,
-        "chat_per_s": rate,
-        "chat_requests": len(chat),
-        "chat_attainment": sum(met(r, CHAT) for r in chat) / len(chat) if chat else None,
-        "chat_ttft_p95_s": chat[int(0.95 * (len(chat) - 1))].ttft_s if chat else None,
-        "chat_tpot_p95_s": tpots[int(0.95 * (len(tpots) - 1))] if tpots else None,
-        "chat_tokens_per_s": tokens["chat"] / duration_s,
-        "batch_tokens_per_s": tokens["batch"] / duration_s,
-        "failed": sum(r.is_failed for r in records),
+        "setting": name,
+        "chat/s beside batch": rate,
+        "of bound": rate / by.bound,
+        "batch tokens/s there": batch_at(rungs, rate),
+        "TTFT P95/P99 ms": f"{1e3 * worst.rung.ttft_p95_s:.0f}/{1e3 * worst.ttft_p99_s:.0f}",
+        "TPOT P95/P99 ms": f"{1e3 * worst.rung.tpot_p95_s:.0f}/{1e3 * worst.tpot_p99_s:.0f}",
+        "goodput/s": max(one.goodput for one in came.beside),
+        **{f"{r.rate:.2f}/s": f"{r.attainment:.3f} of {r.requests}" for r in rungs},
+        "chat/s alone": capacity_of([one.rung for one in came.alone]),
+        **{f"alone {one.rung.rate:.2f}/s": f"{one.rung.attainment:.3f}" for one in came.alone},
+        "loose": came.loose.rung.attainment,
+        "tokens/s, loose": came.loose.tokens_per_s,
+        "failed": sum(one.failed for one in (*came.beside, *came.alone, came.loose)),
     }
 
 
-def compare(args: argparse.Namespace) -> list[dict[str, object]]:
-    """Return a row for each setting and load."""
-    rates = (0.0, 0.3) if args.quick else (0.0, 0.3, 0.6, 1.0)
-    duration_s = 30.0 if args.quick else 180.0
-    rows: list[dict[str, object]] = []
-    for setting in settings(is_quick=args.quick):
-        with server(args, setting) as url:
-            classes = {name: ClassTargets(band=band) for name, band in BANDS.items()}
-            is_fcfs = "fcfs" in setting.flags
-            target = EndpointTarget(
-                url=url, api="completions", model="model", engine="vllm", classes={} if is_fcfs else classes
-            )
-            measure_in_process(target, plan(args, 1.0, 1, 4.0), RunOptions())
-            for rate in rates:
-                run = measure_in_process(target, plan(args, rate, 12 if args.quick else 60, duration_s), RunOptions())
-                ended = max((r.ended_at or 0.0 for r in run.records), default=0.0) - run.start_at
-                rows.append(row(setting, rate, run.records, max(duration_s, ended)))
-                print(f"{rows[-1]}", file=sys.stderr)
-    return rows
+def ratios(found: dict[str, Outcome], by: Yardstick) -> dict[str, float | None]:
+    """Return the ratios that the module describes."""
+    stocks = {name: came for name, came in found.items() if name.startswith("stock")}
+    slack, qoserve = found["plug-in slack"], found.get("plug-in qoserve")
+    beside, alone = held(slack.beside), held(slack.alone)
+    first, *others = [came.answers for came in stocks.values()]
+    return {
+        "over_best_stock": beside / max(held(came.beside) for came in stocks.values()),
+        "over_qoserve": None if qoserve is None else beside / held(qoserve.beside),
+        "of_stock_without_batch": beside / max(held(came.alone) for came in stocks.values()),
+        "alone_over_stock": alone / max(held(came.alone) for came in stocks.values()),
+        "loose_attainment": slack.loose.rung.attainment - max(c.loose.rung.attainment for c in stocks.values()),
+        "throughput_of_stock": slack.loose.tokens_per_s / max(c.loose.tokens_per_s for c in stocks.values()),
+        "same_answers": same(first, slack.answers),
+        "same_answers_stock": same(first, others[0]) if others else None,
+        "planning_of_step": slack.planning,
+        "bound_rps": by.bound,
+    }
 
 
-def cost(args: argparse.Namespace) -> list[dict[str, object]]:
-    """Return the scheduler's own time a step, stock and steered, at several numbers of running sequences."""
-    sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # noqa: PTH100, PTH120
-    os.environ["SETPOINT_VLLM_MODEL"] = args.model
-    from tests.engines.vllm.kits import Engine, VllmKit  # noqa: PLC0415 - they import vLLM
+def same(these: list[str], those: list[str]) -> float:
+    """Return the share of answers that are equal."""
+    return sum(a == b for a, b in zip(these, those, strict=True)) / len(these)
 
-    steps = 100 if args.quick else 400
-    rows: list[dict[str, object]] = []
-    for running in (1, 16, 64, 256):
-        times: dict[str, float] = {}
-        for is_steered in (False, True):
-            kit = VllmKit()
-            loose = {"chat": {"ttft_ms": 1e6, "tpot_ms": 1e6}}
-            scheduler = kit.scheduler(depth=2, blocks=40 * running, seqs=running, tokens=2048, classes=loose)
-            engine: Any = Engine(scheduler, kit, depth=2)
-            if not is_steered:
-                scheduler.setpoint.machine, scheduler.setpoint._failures = None, 99  # noqa: SLF001 - vLLM's own rules
-            for i in range(running):
-                engine.ask(f"r{i}", 16, 490)
-            spent: list[float] = []
-            while len(spent) < steps and (engine.scheduler.requests or engine.flying):
-                began_at = time.perf_counter()
-                engine.begin()
-                took = time.perf_counter() - began_at
-                if len(engine.flying) == 2:
-                    engine.end()
-                if len(engine.steps[-1]) == running == sum(engine.steps[-1].values()):
-                    spent.append(took)
-            times["plug-in" if is_steered else "stock"] = sorted(spent)[len(spent) // 2] * 1e6
-        more = times["plug-in"] - times["stock"]
-        rows.append({"running": running, **{f"{k} us": v for k, v in times.items()}, "more us": more})
-    return rows
+
+def _options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--vllm", default="vllm", help="the vllm command (default: vllm)")
+    parser.add_argument("--only", help="settings whose names hold this, beside the first (for trials)")
 
 
 def main() -> None:
-    """Compare, or measure the cost, and report."""
-
-    def extend(parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("--vllm", default="vllm", help="the vllm command (default: vllm)")
-        parser.add_argument("--cost", action="store_true", help="measure only the scheduler's own time")
-
-    args = arguments(__doc__ or "", extend)
+    """Run every setting on a server of its own, and report."""
+    args = arguments(__doc__ or "", _options)
     if args.model is None:
         sys.exit("--model: name the folder of a model that vLLM can read")
-    if args.cost:
-        rows = cost(args)
-        report("the scheduler's own time a step", {"more us at 256": float(str(rows[-1]["more us"]))}, rows, args)
-        return
-    rows = compare(args)
-    bound = max(float(str(r["batch_tokens_per_s"])) for r in rows if not r["chat_per_s"])
-    report("vLLM, stock and with the plug-in", {"bound, batch tokens/s": bound}, rows, args)
+    found: dict[str, Outcome] = {}
+    by: Yardstick | None = None
+    for setting in settings(is_quick=args.quick):
+        if by is not None and args.only and args.only not in setting.name:
+            continue
+        with server(args, setting) as url:
+            by = by or yardstick(url, args)
+            found[setting.name] = outcome(url, setting, by, args)
+    assert by is not None, "there is a first setting"
+    report("vllm_plugin", ratios(found, by), [row(name, came, by) for name, came in found.items()], args)
 
 
 if __name__ == "__main__":

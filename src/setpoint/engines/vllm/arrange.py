@@ -14,12 +14,16 @@ from setpoint.model import StepPlan
 
 
 class Arrangement(NamedTuple):
-    """What `schedule()` is to see: ids in order, the token budget, and the cap on a chunk (0: none)."""
+    """What `schedule()` is to see: ids in order, the token budget, and the cap on a chunk (0: none).
+
+    The first `decodes` of `running` decode.
+    """
 
     running: tuple[int, ...]
     admitted: tuple[int, ...]
     budget: int
     chunk_max: int
+    decodes: int = 0
 
 
 class _Chunk(NamedTuple):
@@ -34,13 +38,14 @@ def arrange(plan: StepPlan | None, sequence: Callable[[int], Sequence]) -> Arran
     if plan is None:
         return Arrangement((), (), 0, 0)
     if not plan.prefills:
-        return Arrangement(plan.decodes, (), len(plan.decodes), 0)
+        return Arrangement(plan.decodes, (), len(plan.decodes), 0, len(plan.decodes))
     chunks, chunk_max = _reachable([_chunk(sequence(i), tokens) for i, tokens in plan.prefills])
     return Arrangement(
         plan.decodes + _ids(c for c in chunks if c.is_running),
         _ids(c for c in chunks if not c.is_running),
         len(plan.decodes) + sum(c.tokens for c in chunks),
         chunk_max,
+        len(plan.decodes),
     )
 
 

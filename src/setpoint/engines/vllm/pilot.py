@@ -5,9 +5,8 @@ are under way. It tells the machine only what vLLM has really done: a plan that 
 slots, a grammar that still compiles, a prefix found in the cache) counts as far as it was.
 
 Where no decision can be made, a step is vLLM's own: while vLLM is paused, and after a plan of which nothing could be
-done although there was work. When the machine itself fails, which is a bug, vLLM schedules by its own rules until the
-engine is idle, and then a new machine takes over, `FAILURES_MAX` times at most. Each such step is counted by its
-reason, and each reason is logged once.
+done although there was work, and when the machine itself has failed (see `setpoint.engines.vllm.door`). Each such step
+is counted by its reason, and each reason is logged once.
 """
 
 import logging
@@ -21,6 +20,8 @@ from setpoint.core.steered import SteeredMachine
 from setpoint.engines.journal import JournalFile
 from setpoint.engines.vllm.arrange import Arrangement, arrange
 from setpoint.engines.vllm.asked import core_request
+from setpoint.engines.vllm.begun import begun
+from setpoint.engines.vllm.door import Door
 from setpoint.engines.vllm.host import HostRequest, StepResult
 from setpoint.engines.vllm.numbers import Numbers
 from setpoint.engines.vllm.options import PluginOptions
@@ -42,7 +43,6 @@ from setpoint.model import (
 )
 from setpoint.units import Instant, Seconds
 
-FAILURES_MAX = 3
 STEP_S_MIN = 1e-6
 
 T = TypeVar("T")
@@ -82,10 +82,8 @@ class Pilot:
         """Take the seat with a first machine."""
         self._parts = parts
         self._seat = parts.seat
-        self._journal = parts.journal
-        self.machine: SteeredMachine | None = parts.make_machine()
+        self._door = Door(parts.make_machine, self._carry_out, parts.journal)
         self.numbers = Numbers()
-        self._failures = 0
         self._logged: set[str] = set()
         self._ids = count(1)
         self._steps = count(1)
@@ -99,13 +97,16 @@ class Pilot:
         self._free_since = 0.0
         self._now = 0.0
 
+    @property
+    def machine(self) -> SteeredMachine | None:
+        """The machine that decides; `None` while the policy is given up."""
+        return self._door.machine
+
     # ----------------------------------------------------------------------------------------- what vLLM tells
 
     def arrived(self, request: HostRequest) -> None:
         """Take in a request that vLLM has put into its queue."""
-        if self.machine is None and self._failures < FAILURES_MAX and self._seat.requests == 1:
-            log.warning("a new machine takes over: setpoint steers again")
-            self.machine = self._parts.make_machine()
+        if self._seat.requests == 1 and self._door.renew():
             self._flying.clear()
         if self.machine is None:
             return
@@ -153,7 +154,7 @@ class Pilot:
                 result = schedule()
             self.numbers.set("parked", parked)
         done_at = self._parts.clock()
-        self._begun(result, is_steered=arrangement is not None)
+        self._begun(result, arrangement)
         self.numbers.set("last_plan_s", planned_at - began_at + self._parts.clock() - done_at)
         return result
 
@@ -172,10 +173,8 @@ class Pilot:
         return outputs
 
     def close(self) -> None:
-        """End the journal, which tells of one machine only."""
-        if self._journal is not None:
-            self._journal.close()
-            self._journal = None
+        """End the journal."""
+        self._door.close()
 
     def _reason_to_leave_alone(self) -> str | None:
         if self.machine is None:
@@ -202,37 +201,27 @@ class Pilot:
             numbers.set("last_cap_s", plan.cap_s or 0.0)
         return arrangement
 
-    def _begun(self, result: StepResult, *, is_steered: bool) -> None:
-        """Tell the core what vLLM made of the step."""
+    def _begun(self, result: StepResult, shown: Arrangement | None) -> None:
+        """Tell the core what vLLM made of the step; `shown`: what it saw, if a plan was put to it."""
         machine = self.machine
         if machine is None:
             return
-        scheduled = result.num_scheduled_tokens
+        scheduled = result.total_num_scheduled_tokens
         is_wanted = self._plan is not None or machine.ledger.running > 0
-        self._is_stalled = is_steered and not scheduled and not self._flying and is_wanted
+        self._is_stalled = shown is not None and not scheduled and not self._flying and is_wanted
         if not scheduled:
             return
         victims, self._victims = self._victims, []
-        ledger, id_of = machine.ledger, self._id_of
-        decodes, prefills, admitted = [], [], []
-        for name, tokens in scheduled.items():
-            request_id = id_of.get(name)
-            if request_id in ledger.decoding:
-                decodes.append(request_id)
-            elif request_id is not None:
-                prefills.append((request_id, tokens))
-                if request_id not in ledger.prefilling:
-                    request = self._requests[request_id]
-                    admitted.append((request_id, request.num_computed_tokens - tokens, request.num_tokens))
+        decodes, prefills, admitted = begun(result, shown, machine.ledger, self._id_of, self._requests)
         flight = _Flight(result, next(self._steps), self._read_clock())
         self._flying.append(flight)
         self._tell(
             StepBegun(
                 at=Instant(flight.began_at),
                 step_id=flight.step_id,
-                decodes=tuple(decodes),
-                prefills=tuple(prefills),
-                admitted=tuple(admitted),
+                decodes=decodes,
+                prefills=prefills,
+                admitted=admitted,
                 preempted=tuple(victims),
             )
         )
@@ -261,19 +250,11 @@ class Pilot:
     # --------------------------------------------------------------------------------------- events, commands
 
     def _tell(self, event: AnyEvent) -> None:
-        """Hand one event to the machine, and carry out what it commands; a machine that fails is given up."""
-        if self.machine is None:
-            return
-        try:
-            commands = self.machine.handle(event)
-            for command in commands:
-                self._carry_out(command)
-        except Exception:
-            # a bug in the policy must not take the engine down with it
-            log.exception("the scheduling policy failed: vLLM schedules by its own rules until it is idle")
-            self._give_up()
-            return
-        self._write_journal(event, commands)
+        """Hand one event to the machine; when that fails, forget what it knew."""
+        if not self._door.tell(event):
+            self._id_of.clear()
+            self._requests.clear()
+            self._victims.clear()
 
     def _carry_out(self, command: AnyCommand) -> None:
         if isinstance(command, RunStep):
@@ -305,14 +286,6 @@ class Pilot:
         if request is not None:
             self._id_of.pop(request.request_id, None)
 
-    def _give_up(self) -> None:
-        self._failures += 1
-        self.machine = None
-        self._id_of.clear()
-        self._requests.clear()
-        self._victims.clear()
-        self.close()
-
     def _leave_alone(self, reason: str) -> None:
         self._is_stalled = False
         self.numbers.add("fallbacks", reason)
@@ -322,15 +295,6 @@ class Pilot:
         if key not in self._logged:
             self._logged.add(key)
             log.warning(message, *words)
-
-    def _write_journal(self, event: AnyEvent, commands: list[AnyCommand]) -> None:
-        if self._journal is None:
-            return
-        try:
-            self._journal(event, commands)
-        except OSError:
-            log.exception("the journal cannot be written: it ends here, serving goes on")
-            self._journal = None
 
     def _read_clock(self) -> Instant:
         self._now = max(self._now, self._parts.clock())

@@ -1,0 +1,180 @@
+"""The loads of `vllm_plugin`: chat that arrives by a Poisson process, beside a backlog that is never empty, or alone.
+
+Lengths and targets are those of `contest`: the TTFT target is some times what a mean prompt takes alone, the TPOT
+target some times a decode alone, both as a short profile over HTTP finds them on this machine. The backlog is a client
+that keeps so many batch requests in flight. What of a run counts is chat that was due after the warm-up; tokens are
+the server's own count between two instants of the run.
+"""
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import count
+from typing import NamedTuple
+
+import msgspec
+from contest import BATCH_LENGTHS, BATCH_OUTPUT_MAX, CHAT_LENGTHS, CHAT_OUTPUT_MAX, WARM_UP, Rung
+from reporting import say
+from vllm_server import Setting, tokens_done
+
+from setpoint.loadgen.client import RunOptions
+from setpoint.loadgen.process import Snapshot, measure_in_process
+from setpoint.loadgen.prompts import Lexicon
+from setpoint.loadgen.target import ClassTargets, EndpointTarget
+from setpoint.metrics import RequestRecord, met, rank_quantile
+from setpoint.model import Slo
+from setpoint.seeds import stream
+from setpoint.units import Seconds
+from setpoint.workload import PlannedRequest
+from setpoint.workload.arrivals import Steady
+from setpoint.workload.traffic import Traffic, plan_traffic
+
+IN_FLIGHT = 24
+"""Batch requests that the client of the backlog keeps in flight: three quarters of the server's sequences."""
+BACKLOG = 4000
+LOOSE = 5.0
+"""How much longer the loose targets are than the tight ones."""
+BANDS = {"chat": 0, "batch": 9}
+NEVER = float("inf")
+
+
+class Load(NamedTuple):
+    """What is asked of a server: chat at `rate` (0: none) for `seconds`, beside the backlog or not, held to `slo`."""
+
+    rate: float
+    seconds: float
+    slo: Slo
+    has_backlog: bool = True
+
+
+class Seen(NamedTuple):
+    """What came of a load: the rung, tokens per second of all, and requests that failed."""
+
+    rung: Rung
+    tokens_per_s: float
+    failed: int
+    ttft_p99_s: float
+    tpot_p99_s: float
+    goodput: float
+
+
+def loosened(slo: Slo) -> Slo:
+    """Return targets that any sane order meets."""
+    assert slo.ttft_s is not None and slo.tpot_s is not None, "the chat of this benchmark has both"  # noqa: PT018
+    return msgspec.structs.replace(slo, ttft_s=Seconds(LOOSE * slo.ttft_s), tpot_s=Seconds(LOOSE * slo.tpot_s))
+
+
+class Client:
+    """Asks one server; every run has words of its own, so that no prefix cache has them."""
+
+    def __init__(self, url: str, setting: Setting, lexicon: Lexicon, seed: int) -> None:
+        """Ask the server at `url`, in the way in which `setting` wants to be told of classes."""
+        self._url = url
+        self._setting = setting
+        self._lexicon = lexicon
+        self._seed = seed
+        self._runs = count(1)
+
+    def run(self, load: Load) -> Seen:
+        """Offer `load`; return what came of it."""
+        number = next(self._runs)
+        is_over = threading.Event()
+        with ThreadPoolExecutor(2) as pool:
+            batch = pool.submit(self._batch, load, number, is_over) if load.has_backlog else None
+            watch = pool.submit(self._tokens_per_s, load.seconds)
+            try:
+                chat = self._chat(load, number) if load.rate else self._idle(load.seconds)
+                tokens_per_s = watch.result()
+            finally:
+                is_over.set()
+            failed = sum(r.is_failed for r in chat) + (batch.result() if batch is not None else 0)
+        seen = judged(load, chat, tokens_per_s, failed)
+        if load.rate:
+            name, rung = self._setting.name, seen.rung
+            say(f"  {name} at {load.rate:.2f}/s: {rung.attainment:.3f} of {rung.requests}, {tokens_per_s:.0f} tokens/s")
+        return seen
+
+    def empty(self, chat: int) -> float:
+        """Return the chat requests per second at which `chat` of them, all there from the start, are done."""
+        plan = _planned("chat", 1e6, self._seed, total=chat)
+        records = measure_in_process(self._target(None), plan, RunOptions(), lexicon=self._lexicon).records
+        ended = [r.ended_at for r in records if r.ended_at is not None]
+        return len(ended) / (max(ended) - min(r.scheduled_at for r in records))
+
+    def _chat(self, load: Load, number: int) -> list[RequestRecord]:
+        plan = _planned("chat", load.rate, self._seed, seconds=load.seconds)
+        options = RunOptions(seed=1000 * number)
+        return measure_in_process(self._target(load.slo), plan, options, lexicon=self._lexicon).records
+
+    def _batch(self, load: Load, number: int, is_over: threading.Event) -> int:
+        """Keep the backlog in flight until `is_over`; return how many failed, those that were cut off apart."""
+
+        def ends(_: Snapshot) -> str | None:
+            return "the chat is over" if is_over.is_set() else None
+
+        plan = _planned("batch", 1.0, self._seed, total=BACKLOG)
+        options = RunOptions(concurrency=IN_FLIGHT, seed=1000 * number + 500)
+        target = self._target(load.slo)
+        records = measure_in_process(target, plan, options, lexicon=self._lexicon, on_progress=ends).records
+        return sum(r.is_failed and r.error not in {None, "cancelled"} for r in records)
+
+    def _idle(self, seconds: float) -> list[RequestRecord]:
+        time.sleep(seconds)
+        return []
+
+    def _tokens_per_s(self, seconds: float) -> float:
+        """Return the tokens a second that the server computes from the end of the warm-up on."""
+        time.sleep(max(1.0, WARM_UP * seconds))
+        began_at, before = time.monotonic(), tokens_done(self._url)
+        time.sleep(max(1.0, (1.0 - 1.5 * WARM_UP) * seconds))
+        return (tokens_done(self._url) - before) / (time.monotonic() - began_at)
+
+    def _target(self, slo: Slo | None) -> EndpointTarget:
+        """Return the endpoint; stock `priority` wants a number, the plug-in a class and targets, `fcfs` neither."""
+        classes = {}
+        if self._setting.policy == "priority":
+            classes = {name: ClassTargets(band=band) for name, band in BANDS.items()}
+        elif self._setting.strategy is not None:
+            own = ClassTargets()
+            if slo is not None and slo.ttft_s is not None and slo.tpot_s is not None:
+                own = ClassTargets(ttft_ms=1e3 * slo.ttft_s, tpot_ms=1e3 * slo.tpot_s)
+            classes = {"chat": own, "batch": ClassTargets()}
+        return EndpointTarget(url=self._url, api="completions", model="model", engine="vllm", classes=classes)
+
+
+def judged(load: Load, chat: list[RequestRecord], tokens_per_s: float, failed: int) -> Seen:
+    """Return what came of a load, less the warm-up."""
+    start = min((r.scheduled_at for r in chat), default=0.0)
+    records = [r for r in chat if r.scheduled_at >= start + WARM_UP * load.seconds]
+    ttft = sorted(NEVER if r.ttft_s is None else r.ttft_s for r in records) or [NEVER]
+    tpot = sorted(r.tpot_s for r in records if r.tpot_s is not None) or [NEVER]
+    good = sum(met(r, load.slo) for r in records)
+    requests = max(1, len(records))
+    mean = CHAT_LENGTHS[0].mean + CHAT_LENGTHS[1].mean
+    rung = Rung(
+        rate=load.rate,
+        attainment=good / requests,
+        ttft_attainment=sum(t <= (load.slo.ttft_s or NEVER) for t in ttft) / requests,
+        requests=len(records),
+        ttft_p95_s=rank_quantile(ttft, 0.95),
+        tpot_p95_s=rank_quantile(tpot, 0.95),
+        batch_tokens_per_s=max(0.0, tokens_per_s - load.rate * mean) if load.has_backlog else 0.0,
+    )
+    return Seen(
+        rung=rung,
+        tokens_per_s=tokens_per_s,
+        failed=failed,
+        ttft_p99_s=rank_quantile(ttft, 0.99),
+        tpot_p99_s=rank_quantile(tpot, 0.99),
+        goodput=load.rate * good / requests,
+    )
+
+
+def _planned(
+    name: str, rate: float, seed: int, *, seconds: float | None = None, total: int | None = None
+) -> list[PlannedRequest]:
+    (prompt, output), longest = (CHAT_LENGTHS, CHAT_OUTPUT_MAX) if name == "chat" else (BATCH_LENGTHS, BATCH_OUTPUT_MAX)
+    traffic = Traffic(class_name=name, prompt=prompt, output=output)
+    plan = plan_traffic([traffic], Steady(rate), partial(stream, seed), duration_s=seconds, count=total)
+    return [msgspec.structs.replace(one, output_tokens=min(one.output_tokens, longest)) for one in plan]
