@@ -6,8 +6,11 @@ from math import log
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.sim.worlds import Curved
 
-from setpoint.model import StepShape, chunk_work
+from setpoint.model import LinearStepTime, StepShape, chunk_work
+from setpoint.sim import catalog
+from setpoint.steptime.calibrate import START
 from setpoint.steptime.correction import (
     CorrectedSteadyStep,
     CorrectedStepTime,
@@ -17,8 +20,20 @@ from setpoint.steptime.correction import (
 )
 from setpoint.steptime.learner import FixedStepTime
 from setpoint.steptime.model import linear
+from setpoint.steptime.quantization import quantization
+from setpoint.steptime.roofline import Roofline
+from setpoint.steptime.setup import Setup
 
 BASE = FixedStepTime(linear(key="base", step_s=0.006, decode_s=0.0003, context_s=1e-7, prefill_s=0.00006, work_s=1e-9))
+WINDOWED = Roofline(
+    Setup(
+        architecture=catalog.model("gemma-3-27b"),
+        hardware=catalog.hardware("h100-sxm"),
+        quantization=quantization("bf16"),
+    ),
+    START,
+)
+"""Its time of pure decoding is a line only once its windows are full."""
 SHAPES = [StepShape(n, 400 * n) for n in (1, 4, 16, 64)]
 SHAPES += [StepShape(n, 400 * n, p, chunk_work(0, p), 1) for n in (0, 8, 32) for p in (64, 512, 2048)]
 corrections = st.builds(
@@ -46,6 +61,30 @@ def test_no_correction_changes_nothing_and_an_empty_step_takes_no_time() -> None
     step_time = CorrectedStepTime(BASE, Correction())
     assert [step_time.seconds(*shape) for shape in SHAPES] == [BASE.seconds(*shape) for shape in SHAPES]
     assert CorrectedStepTime(BASE, Correction(step_s=1.0)).seconds(0, 0) == 0.0
+
+
+@given(
+    corrections, st.sampled_from([BASE, WINDOWED]), st.integers(1, 64), st.integers(0, 10_000), st.integers(0, 10**6)
+)
+def test_pure_decoding_is_the_line_that_it_says_to_the_last_bit(
+    c: Correction, base: LinearStepTime, decodes: int, each: int, more: int
+) -> None:
+    step_time = CorrectedStepTime(base, c)
+    assert isinstance(step_time, LinearStepTime)
+    context = decodes * each
+    line = step_time.decode_line(decodes, context)
+    assert (line is None) == (base.decode_line(decodes, context) is None)
+    for tokens in (context, context + more):
+        found = step_time.seconds(decodes, tokens)
+        uncorrected = base.seconds(decodes, tokens)
+        assert found == pytest.approx(c.scale * uncorrected + c.step_s + decodes * c.sequence_s, rel=1e-12)
+        assert line is None or found == line[0] + tokens * line[1]
+
+
+def test_a_source_that_knows_no_line_has_none_when_corrected() -> None:
+    curved = CorrectedStepTime(Curved(), Correction(scale=2.0))
+    assert curved.decode_line(4, 100) is None
+    assert curved.seconds(4, 100) == 2.0 * Curved().seconds(4, 100)
 
 
 class Fractional:

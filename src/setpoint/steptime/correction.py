@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from setpoint.model import StepShape, StepTime
+from setpoint.model import LinearStepTime, StepShape, StepTime
 from setpoint.steptime.model import solve
 from setpoint.steptime.steady import StepSeconds
 from setpoint.units import Seconds
@@ -44,6 +44,10 @@ class Correction(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         """The numbers in the order of `FIELDS`."""
         return tuple(getattr(self, name) for name in FIELDS)
 
+    def corrected_s(self, base_s: float, decodes: float, prefill_tokens: float) -> float:
+        """Return the seconds of a step that is not empty and takes `base_s` by the source."""
+        return self.scale * base_s + (self.step_s + decodes * self.sequence_s + prefill_tokens * self.token_s)
+
 
 class CorrectedStepTime:
     """A `StepTime` that corrects another, which never learns."""
@@ -55,8 +59,7 @@ class CorrectedStepTime:
         self.base = base
         self.correction = correction
         self.tail_ratio = base.tail_ratio
-        self._scale, self._step_s = correction.scale, correction.step_s
-        self._sequence_s, self._token_s = correction.sequence_s, correction.token_s
+        self._base_line = base.decode_line if isinstance(base, LinearStepTime) else None
 
     def seconds(
         self,
@@ -68,11 +71,21 @@ class CorrectedStepTime:
         /,
     ) -> float:
         """Return the expected seconds of a step of this shape, zero for an empty one."""
-        if not decodes + prefill_tokens:
-            return 0.0
+        if not prefill_tokens:
+            line = self.decode_line(decodes, context_tokens)
+            if line is not None:
+                return line[0] + context_tokens * line[1]
+            if not decodes:
+                return 0.0
         base_s = self.base.seconds(decodes, context_tokens, prefill_tokens, prefill_work, prefills)
-        added_s = self._step_s + decodes * self._sequence_s + prefill_tokens * self._token_s
-        return self._scale * base_s + added_s
+        return self.correction.corrected_s(base_s, decodes, prefill_tokens)
+
+    def decode_line(self, decodes: int, context_tokens: int) -> tuple[float, float] | None:
+        """Return (base, slope) of the time of pure decoding over the context, where the source has such a line."""
+        line = None if self._base_line is None or not decodes else self._base_line(decodes, context_tokens)
+        if line is None:
+            return None
+        return self.correction.corrected_s(line[0], decodes, 0.0), self.correction.scale * line[1]
 
     def observe(self, shape: StepShape, seconds: Seconds) -> None:
         """Learn nothing."""
@@ -92,9 +105,8 @@ class CorrectedSteadyStep:
         """Return the expected seconds, zero for an empty step."""
         if decodes + prefill_tokens <= 0.0:
             return 0.0
-        c = self._correction
         base_s = self._base.seconds_of(decodes, context, prefill_tokens, work, prefills)
-        return c.scale * base_s + c.step_s + decodes * c.sequence_s + prefill_tokens * c.token_s
+        return self._correction.corrected_s(base_s, decodes, prefill_tokens)
 
 
 Residuals = Callable[[Correction], Sequence[float | None]]
