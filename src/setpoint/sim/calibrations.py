@@ -12,6 +12,7 @@ from typing import Literal
 import msgspec
 
 from setpoint.errors import ConfigError
+from setpoint.sim.files import write_json
 from setpoint.steptime.correction import Correction
 from setpoint.steptime.quantization import Quantization
 
@@ -98,10 +99,7 @@ def read_book(path: Path, *, is_new_allowed: bool = False) -> Book:
 
 def write_book(path: Path, book: Book) -> None:
     """Write the book; raises `ConfigError` when that cannot be done."""
-    try:
-        path.write_bytes(msgspec.json.format(msgspec.json.encode(book), indent=1) + b"\n")
-    except OSError as error:
-        raise ConfigError(f"cannot write {path}: {error.strerror}", hint="choose another file for --into") from error
+    write_json(path, book, option="--into")
 
 
 def find_entry(book: Book, key: Key, path: Path) -> Entry:

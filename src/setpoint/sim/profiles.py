@@ -5,6 +5,7 @@ from pathlib import Path
 import msgspec
 
 from setpoint.errors import ConfigError
+from setpoint.sim.files import write_json
 from setpoint.steptime.model import StepTimeModel, decode
 
 SCHEMA = "setpoint.profile/1"
@@ -68,7 +69,4 @@ def read_measured(path: Path) -> Measured:
 
 def write_profile(path: Path, profile: EndpointProfile) -> None:
     """Write a profile; raises `ConfigError` when that cannot be done."""
-    try:
-        path.write_bytes(msgspec.json.format(msgspec.json.encode(profile), indent=1) + b"\n")
-    except OSError as error:
-        raise ConfigError(f"cannot write {path}: {error.strerror}", hint="choose another file for --out") from error
+    write_json(path, profile, option="--out")
