@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 
 from setpoint.cli.bench_options import (
+    KEY_VARIABLE,
     WorkloadOptions,
     one_of,
     read_class,
@@ -35,7 +36,6 @@ from setpoint.loadgen.target import PATHS, Api, EndpointTarget, EngineKind, Limi
 from setpoint.metrics import parse_objectives
 from setpoint.workload.traces import Form
 
-KEY_VARIABLE = "SETPOINT_API_KEY"
 EXIT_MISSED = 1
 STALL_MAX_S = 60.0
 

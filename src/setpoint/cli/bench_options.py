@@ -28,6 +28,7 @@ from setpoint.workload import (
 )
 from setpoint.workload.traces import Form
 
+KEY_VARIABLE = "SETPOINT_API_KEY"
 CLASS_HINT = "write 'chat share=0.7 prompt=lognormal:mean=200,cv=0.8 output=128 band=1'"
 RATE_HINT = "write 2.5, ramp:1-8,over=60, diurnal:mean=4,swing=0.5,period=600 or stairs:30x2,30x4"
 SETTINGS = {"share", "prompt", "output", "band", "prefix", "prefixes", "turns", "think", "cv", "ttft_ms", "tpot_ms"}

@@ -9,7 +9,7 @@ import msgspec
 import typer
 from rich.console import Console
 
-from setpoint.cli.bench_options import one_of, read_headers, read_json_object
+from setpoint.cli.bench_options import KEY_VARIABLE, one_of, read_headers, read_json_object
 from setpoint.cli.simulate_checks import check_writable
 from setpoint.errors import ConfigError
 from setpoint.loadgen.probe import first_request, identify, learn_words
@@ -19,8 +19,6 @@ from setpoint.planner.endpoint import Limits, Load, Outcome, carry_over_http
 from setpoint.planner.endpoint import profile as profile_endpoint
 from setpoint.seeds import stream
 from setpoint.sim.profiles import EndpointProfile, write_profile
-
-KEY_VARIABLE = "SETPOINT_API_KEY"
 
 
 def profile(  # noqa: PLR0913 - the options of a command

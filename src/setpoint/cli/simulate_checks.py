@@ -18,10 +18,7 @@ _MADE_UP = ("prompt", "output", "burstiness", "turns", "think", "prefix", "prefi
 _OF_MODELS = ("quantization", "fp8_kv", "tp", "engine", "engine_version", "kernel_tables", "catalog")
 _OF_TRACES = ("trace_form", "prompt_max", "output_max", "length_scale")
 _EXCLUDED: dict[str, tuple[tuple[str, ...], str]] = {
-    "step_time": (
-        ("quantization", "fp8_kv", "tp", "engine", "engine_version", "kernel_tables", "catalog"),
-        "was measured with",
-    ),
+    "step_time": (_OF_MODELS, "was measured with"),
     "trace": (_MADE_UP, "holds"),
     "lengths": (("prompt", "output", "turns", "think", "prefix", "prefixes"), "holds"),
     "mix": (("prompt", "output", "turns", "think", "prefix", "prefixes", *_OF_TRACES), "names classes that have"),
