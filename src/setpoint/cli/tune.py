@@ -16,6 +16,7 @@ import msgspec
 import typer
 from rich.console import Console
 
+from setpoint.cli.tuning.engine_options import EngineOptions, tune_engine
 from setpoint.cli.tuning.facts import load_average
 from setpoint.cli.tuning.files import write_outputs
 from setpoint.cli.tuning.outcome import Run, conclude
@@ -25,13 +26,14 @@ from setpoint.cli.tuning.talk import Talk
 from setpoint.core.strategies import STRATEGIES
 from setpoint.errors import ConfigError, EngineError
 from setpoint.model import PRESETS, ServiceClass
-from setpoint.planner.demand import parse_mix
+from setpoint.planner.demand import make_demand, parse_mix
 from setpoint.planner.result import encode
 from setpoint.planner.search import FULL, QUICK, Time, with_total
 from setpoint.settings import EngineSettings
 from setpoint.units import Seconds
 from setpoint.workload import parse_lengths
 
+_ENGINE = "Another engine's own settings"
 SECONDS_MIN = 20.0
 """Of the KV cache: room for 32 conversations of 500 tokens; `setpoint serve` has the same."""
 STRATEGIES_QUICK = ("slack", "continuous", "static")
@@ -74,6 +76,45 @@ def tune(  # noqa: PLR0913 - the options of a command
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("setpoint-results"),
     seed: Annotated[int, typer.Option(help="Of every random draw.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    engine: Annotated[
+        str | None,
+        typer.Option(help="Tune another engine's own settings: llama-server, vllm or sglang.", rich_help_panel=_ENGINE),
+    ] = None,
+    launch: Annotated[
+        str | None,
+        typer.Option(help="Command line of any other, with {port} and {model}; --knob.", rich_help_panel=_ENGINE),
+    ] = None,
+    minutes: Annotated[float, typer.Option(help="Time for everything, in minutes.", rich_help_panel=_ENGINE)] = 30.0,
+    command: Annotated[
+        str | None, typer.Option(help="The engine's command, where it is not on the path.", rich_help_panel=_ENGINE)
+    ] = None,
+    engine_args: Annotated[
+        str | None, typer.Option(help="Arguments of every start, such as '--enforce-eager'.", rich_help_panel=_ENGINE)
+    ] = None,
+    knob: Annotated[
+        list[str] | None,
+        typer.Option(help="Values of a knob (slots=4,8) or a flag (--batch=1,2), repeatable.", rich_help_panel=_ENGINE),
+    ] = None,
+    only: Annotated[
+        str | None, typer.Option(help="Only these knobs, such as slots,batch.", rich_help_panel=_ENGINE)
+    ] = None,
+    knobs: Annotated[
+        Path | None, typer.Option(help="A file of knobs instead of the one that comes with.", rich_help_panel=_ENGINE)
+    ] = None,
+    variant: Annotated[
+        list[str] | None,
+        typer.Option(help="Other weights of the same model to try, repeatable.", rich_help_panel=_ENGINE),
+    ] = None,
+    users: Annotated[int, typer.Option(help="Users of the busiest load.", rich_help_panel=_ENGINE)] = 32,
+    context: Annotated[
+        int, typer.Option(help="Tokens that a sequence may have, prompt and answer.", rich_help_panel=_ENGINE)
+    ] = 2048,
+    start_limit: Annotated[
+        float | None, typer.Option(help="Seconds until the engine must be ready.", rich_help_panel=_ENGINE)
+    ] = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Forget evaluations of earlier runs.", rich_help_panel=_ENGINE)
+    ] = False,
 ) -> None:
     """Find the operating point that meets the targets at the highest load, on this machine.
 
@@ -83,10 +124,42 @@ def tune(  # noqa: PLR0913 - the options of a command
         setpoint tune model.gguf --target chat --price-per-hour 0.4
 
         setpoint tune --mix chat=0.7,batch=0.3 --strategies slack,continuous --json
+
+        setpoint tune --engine vllm MODEL --minutes 60 --ttft-ms 500
     """
     classes = classes_of(target, {"ttft_ms": ttft_ms, "tpot_ms": tpot_ms, "percentile": percentile})
     if not 0.0 <= price_per_hour < float("inf"):
         raise ConfigError(f"--price-per-hour is {price_per_hour:g}", hint="give a price of 0 or more")
+    if engine is not None or launch is not None:
+        options = EngineOptions(
+            engine=engine,
+            launch=launch,
+            model=model,
+            command=command,
+            engine_args=engine_args,
+            knobs=tuple(knob or ()),
+            only=only,
+            knobs_file=knobs,
+            variants=tuple(variant or ()),
+            minutes=minutes,
+            users=users,
+            context=context,
+            start_limit=start_limit,
+            is_fresh=fresh,
+            quantize=quantize,
+            seed=seed,
+            price_per_hour=price_per_hour,
+        )
+        demand = make_demand(
+            parse_mix(mix, classes) if mix is not None else {target: 1.0},
+            target=target,
+            context_tokens=context,
+            prompt=None if prompt is None else parse_lengths(prompt),
+            output=None if output is None else parse_lengths(output),
+        )
+        _make_folder(out)
+        tune_engine(options, classes, demand, out, as_json=as_json)
+        return
     asked = Asked(
         engine=EngineSettings(
             model=model,
