@@ -22,6 +22,7 @@ from setpoint.cli.bench_options import (
 from setpoint.cli.bench_output import read_report
 from setpoint.errors import ConfigError, WorkloadError
 from setpoint.loadgen.compare import compare, differences
+from setpoint.loadgen.run import SECRET
 from setpoint.loadgen.scrape import parse_prometheus, sample_of
 from setpoint.metrics import parse_objectives
 from setpoint.metrics.knee import Slice, find_knee, knee_with_interval
@@ -64,6 +65,15 @@ def test_one_run_writes_its_files_and_meets_a_wide_target(
     assert rows[0].startswith("point,id,class_name,scheduled_at")
     assert len(rows) > summary.requests
     assert "<svg" in (tmp_path / "report.html").read_text()
+
+
+def test_a_key_is_taken_from_the_environment_and_written_nowhere(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SETPOINT_API_KEY", "sk-0123456789")
+    assert run("bench", url, *LOAD, "--out", str(tmp_path)) == 0
+    assert read_report(tmp_path).target.api_key == SECRET
+    assert all(b"sk-0123456789" not in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
 
 
 def test_a_target_that_is_not_met_is_exit_code_one(url: str) -> None:

@@ -13,8 +13,8 @@ import msgspec
 import typer
 from rich.console import Console
 
+from setpoint.cli import shared_options as shared
 from setpoint.cli.bench_options import (
-    KEY_VARIABLE,
     WorkloadOptions,
     one_of,
     read_class,
@@ -32,7 +32,7 @@ from setpoint.loadgen.ceiling import ceiling
 from setpoint.loadgen.experiment import Setup
 from setpoint.loadgen.probe import first_request, identify, learn_words
 from setpoint.loadgen.report import BenchReport
-from setpoint.loadgen.target import PATHS, Api, EndpointTarget, EngineKind, Limits
+from setpoint.loadgen.target import Api, EndpointTarget, EngineKind, Limits
 from setpoint.metrics import parse_objectives
 from setpoint.workload.traces import Form
 
@@ -66,32 +66,27 @@ def bench(  # noqa: PLR0913 - the options of a command
     warmup: Annotated[
         float | None, typer.Option(help="Seconds cut at the start; found by MSER-5 if left out.", min=0.0)
     ] = None,
-    prompt: Annotated[str, typer.Option(help="Prompt tokens: 256, uniform:1-500, lognormal:mean=200,cv=0.8.")] = "256",
-    output: Annotated[str, typer.Option(help="Output tokens, in the same form.")] = "128",
-    burstiness: Annotated[float, typer.Option(help="Of arrivals: 0 even, 1 Poisson, more in bursts.", min=0.0)] = 1.0,
-    class_: Annotated[
-        list[str] | None,
-        typer.Option("--class", help="One class of a mix: 'chat share=0.7 prompt=200 output=64 band=1'; repeatable."),
-    ] = None,
-    prefix: Annotated[int, typer.Option(help="Tokens of each prompt that are shared.", min=0)] = 0,
-    prefixes: Annotated[int, typer.Option(help="How many such shared texts there are.", min=1)] = 1,
-    turns: Annotated[str, typer.Option(help="Turns of a conversation, a number or a distribution.")] = "1",
-    think: Annotated[float, typer.Option(help="Mean seconds between turns.", min=0.0)] = 0.0,
+    prompt: shared.Prompt = "256",
+    output: shared.Output = "128",
+    burstiness: shared.Burstiness = 1.0,
+    class_: shared.Classes = None,
+    prefix: shared.Prefix = 0,
+    prefixes: shared.Prefixes = 1,
+    turns: shared.Turns = "1",
+    think: shared.Think = 0.0,
     trace: Annotated[
         Path | None, typer.Option(help="A recorded workload (Azure, BurstGPT, Mooncake, ShareGPT, JSONL of prompts).")
     ] = None,
-    trace_form: Annotated[str | None, typer.Option(help="Its form, where the first line does not tell.")] = None,
-    prompt_max: Annotated[int | None, typer.Option(help="Clip the trace's prompts to so many tokens.", min=1)] = None,
-    output_max: Annotated[int | None, typer.Option(help="Clip the trace's answers.", min=1)] = None,
-    length_scale: Annotated[float, typer.Option(help="Multiply the trace's lengths.", min=0.0)] = 1.0,
-    api: Annotated[str, typer.Option(help=f"One of {', '.join(PATHS)}.")] = "chat",
-    model: Annotated[str, typer.Option(help="The model to ask for; the server's first if left out.")] = "",
-    engine: Annotated[str, typer.Option(help="Which engine it is, where that cannot be told.")] = "openai",
-    api_key: Annotated[
-        str | None, typer.Option(help=f"A bearer key.  [env: {KEY_VARIABLE}]", show_default=False)
-    ] = None,
-    header: Annotated[list[str] | None, typer.Option(help="A header 'name: value'; repeatable.")] = None,
-    extra_body: Annotated[str | None, typer.Option(help="JSON object added to each request.")] = None,
+    trace_form: shared.TraceForm = None,
+    prompt_max: shared.PromptMax = None,
+    output_max: shared.OutputMax = None,
+    length_scale: shared.LengthScale = 1.0,
+    api: shared.ApiName = "chat",
+    model: shared.AskedModel = "",
+    engine: shared.EngineName = "openai",
+    api_key: shared.ApiKey = None,
+    header: shared.Headers = None,
+    extra_body: shared.ExtraBody = None,
     no_stream: Annotated[bool, typer.Option("--no-stream", help="Ask for whole answers.")] = False,
     natural_length: Annotated[
         bool, typer.Option("--natural-length", help="Let answers end by themselves, not at the planned length.")

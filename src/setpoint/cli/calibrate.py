@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from setpoint.cli import shared_options as shared
 from setpoint.cli.measurements import RunOfFile, read_points, read_runs
 from setpoint.cli.simulate_checks import ENGINES, check_names, given_options, refuse_contradictions
 from setpoint.cli.simulate_options import parse_options
@@ -40,17 +41,15 @@ def calibrate_source(  # noqa: PLR0913 - the options of a command
         list[Path], typer.Argument(help="Folders of `setpoint bench --out`, or CSV tables of published points.")
     ],
     into: Annotated[Path, typer.Option(help="The file of corrections to write, or to add to.")],
-    model: Annotated[str | None, typer.Option(help="A model of the catalog, or a config.json or .gguf.")] = None,
-    hardware: Annotated[str | None, typer.Option(help="A GPU of the catalog, such as h100-sxm.")] = None,
-    quantization: Annotated[str, typer.Option(help="Format of the weights.")] = "bf16",
-    fp8_kv: Annotated[bool, typer.Option("--fp8-kv", help="Keep the KV cache in 8 bits.")] = False,
-    tp: Annotated[int, typer.Option(help="GPUs that share each layer.", min=1)] = 1,
+    model: shared.CatalogModel = None,
+    hardware: shared.Hardware = None,
+    quantization: shared.Quantization = "bf16",
+    fp8_kv: shared.Fp8Kv = False,
+    tp: shared.TensorParallel = 1,
     engine: Annotated[str, typer.Option(help=f"What was measured: {', '.join(ENGINES)}.")] = "vllm",
     engine_version: Annotated[str, typer.Option(help="Its version, such as 0.10.2: nothing holds for another.")] = "",
     kernel_tables: Annotated[bool, typer.Option("--kernel-tables", help="Correct the kernel tables.")] = False,
-    catalog_file: Annotated[
-        Path | None, typer.Option("--catalog", help="A TOML file with models and hardware of your own.")
-    ] = None,
+    catalog_file: shared.CatalogFile = None,
     step_time: Annotated[Path | None, typer.Option(help="Correct a file of `setpoint profile` or `tune`.")] = None,
     kv_tokens: Annotated[int | None, typer.Option(help="Tokens of KV cache that the engine had.", min=16)] = None,
     slots: Annotated[int | None, typer.Option(help="Sequences that it ran at once.", min=1)] = None,

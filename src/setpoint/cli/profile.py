@@ -9,11 +9,12 @@ import msgspec
 import typer
 from rich.console import Console
 
-from setpoint.cli.bench_options import KEY_VARIABLE, one_of, read_headers, read_json_object
+from setpoint.cli import shared_options as shared
+from setpoint.cli.bench_options import one_of, read_headers, read_json_object
 from setpoint.cli.simulate_checks import check_writable
 from setpoint.errors import ConfigError
 from setpoint.loadgen.probe import first_request, identify, learn_words
-from setpoint.loadgen.target import PATHS, Api, EndpointTarget, EngineKind
+from setpoint.loadgen.target import Api, EndpointTarget, EngineKind
 from setpoint.model import StepShape, chunk_work
 from setpoint.planner.endpoint import Limits, Load, Outcome, carry_over_http
 from setpoint.planner.endpoint import profile as profile_endpoint
@@ -32,12 +33,12 @@ def profile(  # noqa: PLR0913 - the options of a command
     kv_tokens: Annotated[
         int | None, typer.Option(help="Tokens of its KV cache, to be kept in the file: no answer tells.", min=16)
     ] = None,
-    api: Annotated[str, typer.Option(help=f"One of {', '.join(PATHS)}.")] = "chat",
-    model: Annotated[str, typer.Option(help="The model to ask for; the server's first if left out.")] = "",
-    engine: Annotated[str, typer.Option(help="Which engine it is, where that cannot be told.")] = "openai",
-    api_key: Annotated[str | None, typer.Option(envvar=KEY_VARIABLE, help="A bearer key.", show_default=False)] = None,
-    header: Annotated[list[str] | None, typer.Option(help="A header 'name: value'; repeatable.")] = None,
-    extra_body: Annotated[str | None, typer.Option(help="JSON object added to each request.")] = None,
+    api: shared.ApiName = "chat",
+    model: shared.AskedModel = "",
+    engine: shared.EngineName = "openai",
+    api_key: shared.ApiKey = None,
+    header: shared.Headers = None,
+    extra_body: shared.ExtraBody = None,
     seed: Annotated[int, typer.Option(help="Of the order of the loads' prompts.", min=0)] = 0,
     json: Annotated[bool, typer.Option("--json", help="Print the profile as JSON on stdout.")] = False,
 ) -> None:

@@ -10,6 +10,7 @@ import msgspec
 import typer
 from rich.console import Console
 
+from setpoint.cli import shared_options as shared
 from setpoint.cli.bench_options import WorkloadOptions, one_of
 from setpoint.cli.bench_output import write_outputs
 from setpoint.cli.bench_show import show_report
@@ -44,19 +45,17 @@ EXIT_MISSED = 1
 def simulate(  # noqa: PLR0913 - the options of a command
     context: typer.Context,
     *,
-    model: Annotated[
-        str | None, typer.Option(help="A model of the catalog, such as llama-3.1-8b, or a config.json or .gguf.")
-    ] = None,
-    hardware: Annotated[str | None, typer.Option(help="A GPU of the catalog, such as h100-sxm.")] = None,
-    quantization: Annotated[str, typer.Option(help="Format of the weights.")] = "bf16",
-    fp8_kv: Annotated[bool, typer.Option("--fp8-kv", help="Keep the KV cache in 8 bits.")] = False,
-    tp: Annotated[int, typer.Option(help="GPUs that share each layer.", min=1)] = 1,
+    model: shared.CatalogModel = None,
+    hardware: shared.Hardware = None,
+    quantization: shared.Quantization = "bf16",
+    fp8_kv: shared.Fp8Kv = False,
+    tp: shared.TensorParallel = 1,
     engine: Annotated[str, typer.Option(help=f"Whose overheads: {', '.join(ENGINES)}.")] = "vllm",
     engine_version: Annotated[str, typer.Option(help="Its version, where --calibration has several.")] = "",
     kernel_tables: Annotated[
         bool, typer.Option("--kernel-tables", help="Step times from aiconfigurator-core, where installed.")
     ] = False,
-    catalog: Annotated[Path | None, typer.Option(help="A TOML file with models and hardware of your own.")] = None,
+    catalog: shared.CatalogFile = None,
     step_time: Annotated[
         Path | None, typer.Option(help="A file of `setpoint profile` or `tune`, instead of model and hardware.")
     ] = None,
@@ -74,30 +73,27 @@ def simulate(  # noqa: PLR0913 - the options of a command
         list[str] | None, typer.Option(help="An option of the strategy, such as token_budget=512; repeatable.")
     ] = None,
     trace: Annotated[Path | None, typer.Option(help="A recorded workload; any form that `bench` reads.")] = None,
-    trace_form: Annotated[str | None, typer.Option(help="Its form, where the first line does not tell.")] = None,
+    trace_form: shared.TraceForm = None,
     lengths: Annotated[
         Path | None, typer.Option(help="Draw lengths from this trace; the arrivals are made up at --rate.")
     ] = None,
     rate: Annotated[
         str | None, typer.Option(help="Requests a second: 2.5, ramp:1-8,over=60, diurnal:mean=4; a trace is stretched.")
     ] = None,
-    prompt: Annotated[str, typer.Option(help="Prompt tokens: 256, uniform:1-500, lognormal:mean=200,cv=0.8.")] = "256",
-    output: Annotated[str, typer.Option(help="Output tokens, in the same form.")] = "128",
-    burstiness: Annotated[float, typer.Option(help="Of arrivals: 0 even, 1 Poisson, more in bursts.", min=0.0)] = 1.0,
-    class_: Annotated[
-        list[str] | None,
-        typer.Option("--class", help="One class of a mix: 'chat share=0.7 prompt=200 output=64'; repeatable."),
-    ] = None,
+    prompt: shared.Prompt = "256",
+    output: shared.Output = "128",
+    burstiness: shared.Burstiness = 1.0,
+    class_: shared.Classes = None,
     mix: Annotated[
         str | None, typer.Option(help="Shares of classes with their usual lengths: chat=0.7,batch=0.3.")
     ] = None,
-    turns: Annotated[str, typer.Option(help="Turns of a conversation, a number or a distribution.")] = "1",
-    think: Annotated[float, typer.Option(help="Mean seconds between turns.", min=0.0)] = 0.0,
-    prefix: Annotated[int, typer.Option(help="Tokens of each prompt that are shared.", min=0)] = 0,
-    prefixes: Annotated[int, typer.Option(help="How many such shared texts there are.", min=1)] = 1,
-    prompt_max: Annotated[int | None, typer.Option(help="Clip the trace's prompts.", min=1)] = None,
-    output_max: Annotated[int | None, typer.Option(help="Clip the trace's answers.", min=1)] = None,
-    length_scale: Annotated[float, typer.Option(help="Multiply the trace's lengths.", min=0.0)] = 1.0,
+    turns: shared.Turns = "1",
+    think: shared.Think = 0.0,
+    prefix: shared.Prefix = 0,
+    prefixes: shared.Prefixes = 1,
+    prompt_max: shared.PromptMax = None,
+    output_max: shared.OutputMax = None,
+    length_scale: shared.LengthScale = 1.0,
     requests: Annotated[int | None, typer.Option(help="Stop after so many requests.", min=1)] = None,
     duration: Annotated[float | None, typer.Option(help="Seconds of arrivals.", min=0.1)] = None,
     slo: Annotated[
