@@ -253,7 +253,7 @@ def profile(args: argparse.Namespace) -> None:
     for _ in range(300):
         crowd.step()
     profiler.disable()
-    pstats.Stats(profiler).sort_stats("tottime").print_stats(40)
+    pstats.Stats(profiler).sort_stats("tottime").print_stats("setpoint", 40)
 
 
 def _options(parser: argparse.ArgumentParser) -> None:

@@ -75,7 +75,7 @@ class Decodes:
         """Return the tokens that a decode of each of `members` reads."""
         if len(members) == len(self.members):
             return self._base_context + len(members) * self.rounds.count
-        return sum([s.computed_tokens for s in members])
+        return sum([s.base_computed for s in members]) + len(members) * self.rounds.count
 
     def full(self, members: Collection[Sequence]) -> list[Sequence]:
         """Return those of `members` whose next token needs one more block."""

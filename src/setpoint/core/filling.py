@@ -6,7 +6,7 @@ because the step-time model is monotone.
 """
 
 from bisect import bisect_right
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from collections.abc import Sequence as Many
 from itertools import accumulate
 
@@ -116,8 +116,10 @@ class Draft:
         self.price()
         return True
 
-    def add_decodes(self, sequences: Iterable[Sequence]) -> list[Sequence]:
+    def add_decodes(self, sequences: Collection[Sequence]) -> list[Sequence]:
         """Put in a decode of each of `sequences`, without a time limit; return those that no block or token is for."""
+        if self.add_all_decodes(sequences):
+            return []
         left_out = []
         block_tokens = self.ledger.capacity.block_tokens
         for sequence in sequences:
@@ -201,6 +203,9 @@ class Draft:
         """Return how many of `sequences`, from the first on, could decode beside what is in, within `cap_s`."""
         seconds, decodes, context = self._step_time.seconds, len(self.decodes), self.context_tokens
         work = (self.prefill_tokens, self.prefill_work, len(self.chunks))
+        everyone = context + self.ledger.decodes.context(sequences)
+        if seconds(decodes + len(sequences), everyone, *work) <= cap_s:
+            return len(sequences)
         contexts = list(accumulate((s.computed_tokens for s in sequences), initial=context))
         return bisect_right(range(1, len(contexts)), cap_s, key=lambda n: seconds(decodes + n, contexts[n], *work))
 

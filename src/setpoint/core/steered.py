@@ -14,7 +14,7 @@ The ids of `StepPlan` count the answers to `StepAsked`; those of `StepBegun` are
 """
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 from setpoint.core.filling import Draft
@@ -120,14 +120,15 @@ class SteeredMachine(ReplicaMachine):
                 self._admit(sequence, cached_tokens, known_tokens)
         if not event.decodes and not event.prefills:
             return
-        shape = self._shape_of(event)
+        decoded = frozenset(event.decodes)
+        decoding, left_out = self._decoding(decoded)
+        shape = self._shape_of(event, decoding)
         predicted_s = self.state.step_time.seconds(*shape)
         if not self.underway:
             self._busy_since = event.at
         ends_at = Instant(self.free_at(event.at) + predicted_s)
-        decoding = [s for i in event.decodes if (s := ledger.decoding.get(i)) is not None]
-        left_out = ledger.decoding.keys() - event.decodes
-        ledger.advance(1, [ledger.decoding[request_id] for request_id in left_out])
+        yields = decoded & ledger.decoding.keys() if len(decoding) < len(decoded) else decoded
+        ledger.advance(1, left_out)
         begun = [(s, n) for i, n in event.prefills if (s := ledger.prefilling.get(i)) is not None]
         prefilled = [s for s, tokens in begun if self._has_prefilled(s, tokens)]
         firsts = tuple([s.id for s in prefilled if s.first_token_at is None])
@@ -135,7 +136,7 @@ class SteeredMachine(ReplicaMachine):
             ledger.decode(sequence, ends_at)
         for sequence in ledger.decodes.ended(()):
             ledger.end(sequence)
-        yields = frozenset([s.id for s in (*decoding, *prefilled)])
+        yields = yields.union([s.id for s in prefilled])
         self.underway.append(Underway(event.step_id, shape, predicted_s, yields, firsts))
 
     def _admit(self, sequence: Sequence, cached_tokens: int, known_tokens: int) -> None:
@@ -147,9 +148,16 @@ class SteeredMachine(ReplicaMachine):
         sequence.output_tokens = known_tokens - sequence.prompt_tokens
         self.ledger.hold(sequence, known_tokens)
 
-    def _shape_of(self, event: StepBegun) -> StepShape:
+    def _decoding(self, decoded: frozenset[int]) -> tuple[Collection[Sequence], list[Sequence]]:
+        """Return those in decode that are among `decoded`, and those that are not."""
+        members = self.ledger.decoding
+        if members.keys() == decoded:
+            return members.values(), []
+        decoding = [s for i, s in members.items() if i in decoded]
+        return decoding, [s for i, s in members.items() if i not in decoded]
+
+    def _shape_of(self, event: StepBegun, decoding: Collection[Sequence]) -> StepShape:
         ledger = self.ledger
-        decoding = [s for i in event.decodes if (s := ledger.decoding.get(i)) is not None]
         chunks = [(s.computed_tokens, n) for i, n in event.prefills if (s := ledger.prefilling.get(i)) is not None]
         work = sum(chunk_work(computed, tokens) for computed, tokens in chunks)
         context = ledger.decodes.context(decoding)

@@ -49,7 +49,15 @@ class Urgency(NamedTuple):
 
     def is_spare(self, sequence: Sequence) -> bool:
         """Return whether a sequence is batch work with time left: it yields to the protected."""
-        return sequence.is_harvest and self.now < self.begins_at(sequence)
+        if not sequence.is_harvest:
+            return False
+        window_s = sequence.slo.e2e_s
+        if window_s is not None and sequence.ttft_deadline is None:
+            # as if nothing of it were done, which spares most of them a closer look
+            work_s = sequence.target_tokens * self.token_s + sequence.output_tokens_max * self.step_s
+            if self.now < sequence.arrived_at + window_s - 2.0 * work_s:
+                return True
+        return self.now < self.begins_at(sequence)
 
 
 class Harvester:

@@ -7,9 +7,11 @@ side before vLLM's own loggers see it (`setpoint.engines.vllm.stat_logger`). Dur
 
 from collections import Counter
 from collections.abc import Mapping
+from functools import cache
 from typing import NamedTuple
 
 from setpoint.core.ledger import Sequence
+from setpoint.model import StepPlan
 
 PREFIX = "setpoint/"
 GAUGES = {
@@ -29,6 +31,7 @@ COUNTERS = {
     "refused": "Requests refused, by reason",
     "finished": "Requests finished, by class",
     "missed": "Objectives missed, by class and objective",
+    "planning_s": "Sum of the time that the policy has spent beside vLLM's own scheduling",
     "predicted_s": "Sum of the predicted step durations",
     "measured_s": "Sum of the measured step durations",
     "error_s": "Sum of the absolute differences between predicted and measured step durations",
@@ -54,6 +57,19 @@ class Numbers:
         assert name in GAUGES
         self.gauges[name] = value
 
+    def planned(self, plan: StepPlan | None, *, tokens: int, waiting: int) -> None:
+        """Note what was planned (`None`: nothing), and how many requests wait."""
+        self.set("budget_tokens", tokens)
+        self.set("waiting", waiting)
+        if plan is not None:
+            self.add("steps", plan.bound_by.kind)
+            self.set("last_cap_s", plan.cap_s or 0.0)
+
+    def spent(self, seconds: float) -> None:
+        """Note what planning a step took."""
+        self.set("last_plan_s", seconds)
+        self.add("planning_s", amount=seconds)
+
     def measured(self, *, predicted_s: float, measured_s: float) -> None:
         """Note what a step was predicted to take, and took."""
         self.set("last_predicted_s", predicted_s)
@@ -76,9 +92,9 @@ class Numbers:
 
     def packed(self) -> dict[str, int]:
         """Return all numbers as they travel."""
-        packed = {f"{PREFIX}{name}": _whole(name, value) for name, value in self.gauges.items()}
-        for (name, label), value in self.counts.items():
-            packed[f"{PREFIX}{name}/{label}"] = _whole(name, value)
+        packed = {_packed_name((name, None)): _whole(name, value) for name, value in self.gauges.items()}
+        for key, value in self.counts.items():
+            packed[_packed_name(key)] = _whole(key[0], value)
         return packed
 
 
@@ -100,6 +116,12 @@ def unpack(table: Mapping[str, int]) -> list[Number]:
         if name in GAUGES or name in COUNTERS:
             numbers.append(Number(name, label, value / _MICRO if name.endswith("_s") else float(value)))
     return numbers
+
+
+@cache
+def _packed_name(key: tuple[str, str | None]) -> str:
+    name, label = key
+    return f"{PREFIX}{name}" if label is None else f"{PREFIX}{name}/{label}"
 
 
 def _whole(name: str, value: float) -> int:

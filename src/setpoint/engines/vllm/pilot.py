@@ -155,7 +155,7 @@ class Pilot:
             self.numbers.set("parked", parked)
         done_at = self._parts.clock()
         self._begun(result, arrangement)
-        self.numbers.set("last_plan_s", planned_at - began_at + self._parts.clock() - done_at)
+        self.numbers.spent(planned_at - began_at + self._parts.clock() - done_at)
         return result
 
     def ended(self, result: StepResult, update: Callable[[], T]) -> T:
@@ -166,10 +166,12 @@ class Pilot:
             outputs = update()
         finally:
             freed, self._freed = self._freed, None
+        updated_at = self._parts.clock()
         if self._flying and self._flying[0].result is result:
             self._finished(self._flying.popleft(), at, freed)
         for request in freed:
             self._left(request)
+        self.numbers.add("planning_s", amount=self._parts.clock() - updated_at)
         return outputs
 
     def close(self) -> None:
@@ -192,13 +194,9 @@ class Pilot:
         self._tell(StepAsked(at=self._read_clock(), free_blocks=self._seat.free_blocks()))
         if self.machine is None:
             return None
-        plan, ledger, numbers = self._plan, self.machine.ledger, self.numbers
-        arrangement = arrange(plan, ledger.sequences.__getitem__)
-        numbers.set("budget_tokens", arrangement.budget)
-        numbers.set("waiting", len(ledger.waiting))
-        if plan is not None:
-            numbers.add("steps", plan.bound_by.kind)
-            numbers.set("last_cap_s", plan.cap_s or 0.0)
+        ledger = self.machine.ledger
+        arrangement = arrange(self._plan, ledger.sequences.__getitem__)
+        self.numbers.planned(self._plan, tokens=arrangement.budget, waiting=len(ledger.waiting))
         return arrangement
 
     def _begun(self, result: StepResult, shown: Arrangement | None) -> None:
