@@ -1,6 +1,6 @@
 """Compares the strategies at their own work: the highest rate at which each keeps its promises, beside the bound.
 
-    python benchmarks/policies.py               everything (some 40 minutes on 2 free cores; see --workers)
+    python benchmarks/policies.py               everything (some 20 minutes of one free core; see --workers, --keep)
     python benchmarks/policies.py --quick       two workloads, two seeds, within two minutes on 2 cores
     python benchmarks/policies.py --write DIR   also write policies.json and policies.md there
 
@@ -25,7 +25,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from multiprocessing import Pool
 from multiprocessing.pool import Pool as PoolType
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 
 import msgspec
 from clairvoyant import relaxed_capacity
@@ -123,9 +123,11 @@ class Study:
             self.bounds = dict(zip(lengths, pool.map(bound, lengths), strict=True))
             say(f"bounds: {self.bounds}")
             self._swept = self._capacities(pool, self._sweep_jobs())
-            self._found = self._capacities(pool, self._main_jobs())
+            # one seed of everything before the next of anything, so that a study cut short has told something
+            for seed in self.seeds:
+                self._found |= self._capacities(pool, self._main_jobs(seed))
             relaxed = pool.starmap(
-                relaxed_capacity, [(w.name, self.bounds[w.lengths], min(self.count, 1500)) for w in self.workloads]
+                relaxed_capacity, [(w.name, self.bounds[w.lengths], min(self.count, 1000)) for w in self.workloads]
             )
         table = Table(
             bounds=self.bounds,
@@ -154,14 +156,13 @@ class Study:
             ]
         return jobs
 
-    def _main_jobs(self) -> list[Job]:
+    def _main_jobs(self, seed: int) -> list[Job]:
         jobs = []
         for workload in self.workloads:
             policies = {p.label: p for p in (self._best(workload, tried) for tried in sweeps(workload).values())}
             policies |= {p.label: p for p in (PUBLISHED, SLACK, *(part for _, part in self._parts(workload)))}
-            jobs += [self._job(workload, policy, seed) for policy in policies.values() for seed in self.seeds]
-        # the first seeds of everything before the last of anything, so that a study cut short has told something
-        return sorted(jobs, key=lambda job: (job.seed > min(3, len(self.seeds)), BY_NAME[job.workload].runs))
+            jobs += [self._job(workload, policy, seed) for policy in policies.values()]
+        return sorted(jobs, key=lambda job: BY_NAME[job.workload].runs)
 
     def _parts(self, workload: Workload) -> list[tuple[str, Policy]]:
         if workload.name not in PARTS_OF or len(self.seeds) < 3:
@@ -173,7 +174,9 @@ class Study:
 
     def _job(self, workload: Workload, policy: Policy, seed: int, only: str | None = None) -> Job:
         limit = self.bounds[workload.lengths]
-        guess = self._swept.get((workload.name, policy.label, SWEEP_SEED, only), 0.75 * limit)
+        earlier = [self._found.get((workload.name, policy.label, one, only)) for one in range(1, seed)]
+        known = [rate for rate in earlier if rate is not None]
+        guess = fmean(known) if known else self._swept.get((workload.name, policy.label, SWEEP_SEED, only), 0.75 * limit)
         count = int(self.count * workload.runs * (SWEEP_SHARE if seed == SWEEP_SEED else 1.0))
         return Job(workload=workload.name, policy=policy, seed=seed, count=count, guess=guess, bound=limit, only=only)
 
@@ -288,7 +291,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="two workloads and two seeds, within two minutes")
     parser.add_argument("--json", action="store_true", help="print one object on stdout")
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--requests", type=int, default=3000, help="requests of a run")
+    parser.add_argument("--requests", type=int, default=2000, help="requests of a run")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes")
     parser.add_argument("--only", action="append", metavar="TEXT", help="workloads whose name holds this")
     parser.add_argument("--keep", type=Path, help="file that remembers each capacity, so that a run cut short goes on")
@@ -302,7 +305,7 @@ def main() -> None:
     started = time.monotonic()
     table = study.run()
     if not args.quick and not args.only:
-        mixed(table, min(3, seeds), count, args.workers)
+        mixed(table, seeds, count, args.workers)
     result = {
         "benchmark": "policies",
         "ratios": ratios(table),

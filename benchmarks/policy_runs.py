@@ -8,6 +8,7 @@ neighbouring rates too, so that differences are those of the decisions.
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from math import sqrt
 
 import msgspec
 from policy_worlds import A100, BY_NAME, CAPACITY, Workload, arrivals
@@ -19,8 +20,8 @@ from setpoint.model import ServiceClass, Slo
 from setpoint.sim.replica import Arrival, ReplicaSimulator
 
 WARM_UP = 0.1
-STEP = 1.10
-RESOLUTION = 1.01
+STEP = 1.05
+RESOLUTION = 1.02
 LEAST, MOST = 0.02, 1.6
 
 
@@ -98,7 +99,10 @@ def horizon(requests: Iterable[Arrival], slos: Mapping[str, Slo]) -> float:
 
 
 def capacity(job: Job) -> Found:
-    """Return the highest rate that holds, within a hundredth."""
+    """Return the highest rate that holds: the middle between one that does and one, `RESOLUTION` higher, that does not.
+
+    From the guess on the steps grow, so that a good guess costs few runs and a bad one not many.
+    """
     workload = BY_NAME[job.workload]
     if job.only is not None:
         flows = tuple(flow for flow in workload.flows if flow.service_class.name == job.only)
@@ -111,16 +115,17 @@ def capacity(job: Job) -> Found:
         return holds(workload, job.policy, rate, job.seed, job.count)
 
     low = high = job.guess
+    step = STEP
     if ok(job.guess):
-        while high < MOST * job.bound and ok(high := high * STEP):
-            low = high
+        while high < MOST * job.bound and ok(high := high * step):
+            low, step = high, step**2
     else:
-        while low > LEAST * job.bound and not ok(low := low / STEP**2):
-            high = low
+        while low > LEAST * job.bound and not ok(low := low / step):
+            high, step = low, step**2
     while high > low * RESOLUTION:
-        middle = (low * high) ** 0.5
+        middle = sqrt(low * high)
         low, high = (middle, high) if ok(middle) else (low, middle)
-    return Found(job=job, capacity=low, runs=runs)
+    return Found(job=job, capacity=sqrt(low * high), runs=runs)
 
 
 def bound(lengths: str, count: int = 6000) -> float:

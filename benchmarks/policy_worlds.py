@@ -121,7 +121,7 @@ def _tiers(lengths: str) -> Workload:
         for band, window in ((5, 60.0), (9, 180.0))
     )
     flows = tuple(Flow(service_class=c, share=1 / 3) for c in (interactive, *batches))
-    return Workload(name=f"tiers {lengths}", lengths=lengths, flows=flows, miss_max=0.01, is_tight=False, runs=2.5)
+    return Workload(name=f"tiers {lengths}", lengths=lengths, flows=flows, miss_max=0.01, is_tight=False, runs=2.0)
 
 
 WORKLOADS: tuple[Workload, ...] = (
