@@ -1,12 +1,15 @@
 """The embedded engine as a gateway sees it: a llama.cpp model, its chat template, and the driver that runs it."""
 
+import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
 from functools import lru_cache
 from typing import Any
 
 from setpoint.engines.api import ChatPrompt, Generation, GenerationEvent
 from setpoint.engines.driver import Driver
 from setpoint.engines.llamacpp.chat import ChatTemplate
+from setpoint.engines.llamacpp.grammar import compile_ahead
 from setpoint.engines.llamacpp.model import Model
 from setpoint.engines.observe import DriverStatus
 from setpoint.errors import ModelError, RequestError
@@ -63,7 +66,17 @@ class EmbeddedEngine:
 
     def generate(self, generation: Generation) -> AsyncGenerator[GenerationEvent, None]:
         """Yield pieces and one `Finished` or `Refused`; closing it cancels."""
-        return self._driver.generate(generation)
+        sampling = generation.sampling
+        is_free = sampling.grammar is None and sampling.json_schema is None
+        return self._driver.generate(generation) if is_free else self._generate_by_grammar(generation)
+
+    async def _generate_by_grammar(self, generation: Generation) -> AsyncGenerator[GenerationEvent, None]:
+        """Compile before the engine hears of the request, so that a bad or large schema holds up no step."""
+        held = await asyncio.to_thread(compile_ahead, self._model, generation.sampling)
+        async with aclosing(self._driver.generate(generation)) as events:
+            async for event in events:
+                yield event
+        del held  # till now the engine could find it
 
 
 def _shared(one: Sequence[int], other: Sequence[int]) -> int:

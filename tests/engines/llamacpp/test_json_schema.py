@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from setpoint.engines.llamacpp.grammar import Grammar
+from setpoint.engines.llamacpp.grammar import compile_grammar
 from setpoint.engines.llamacpp.json_range import integers_between
 from setpoint.engines.llamacpp.json_schema import schema_to_gbnf
 from setpoint.engines.llamacpp.model import Model
@@ -24,15 +24,9 @@ def accepts(model: Model) -> Accepts:
 
     def ask(schema: Schema | str, text: str) -> bool:
         grammar = schema if isinstance(schema, str) else schema_to_gbnf(json.dumps(schema))
-        state = Grammar(model, grammar)
-        try:
-            for token in model.tokenize(text):
-                if not state.is_allowed(token):
-                    return False
-                state.accept(token)
-            return state.is_allowed(model.eos_token)
-        finally:
-            state.close()
+        state = compile_grammar(model, grammar=grammar)
+        assert state is not None
+        return all(state.accept(token) for token in model.tokenize(text)) and state.is_allowed(model.eos_token)
 
     return ask
 

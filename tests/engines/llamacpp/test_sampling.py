@@ -5,18 +5,19 @@ import json
 import math
 from collections.abc import Iterator
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.engines.llamacpp.conversation import Conversation, generation
+from tests.engines.llamacpp.oracle import Oracle, has_bytes
 
 from setpoint.engines.api import Sampling
 from setpoint.engines.llamacpp.chat import ChatTemplate
 from setpoint.engines.llamacpp.executor import LlamaExecutor
-from setpoint.engines.llamacpp.grammar import Grammar
-from setpoint.engines.llamacpp.json_schema import schema_to_gbnf
+from setpoint.engines.llamacpp.grammar import compile_grammar
 from setpoint.engines.llamacpp.model import Model
 from setpoint.engines.llamacpp.sampling import Floats, Sampler, Scratch, likeliest, log_total, survivors
 from setpoint.errors import EngineError, RequestError
@@ -226,37 +227,57 @@ class TestOnTheModel:
         executor.release(2)
         assert talk.tokens == alone
 
-    @pytest.mark.parametrize("said", ["", '{"na', '{"name": "', '{"name": "Ann", "n": [1,', '{"name": "é', "\n {"])
-    def test_masking_by_first_characters_masks_what_asking_about_every_token_does(
-        self, model: Model, said: str
+    @pytest.mark.parametrize("text", ["root ::= [a-c]", 'root ::= "a" | "bc" | "é"', "root ::= [^b]+", "root ::= .+"])
+    @pytest.mark.parametrize(
+        "sampling",
+        [Sampling(), Sampling(temperature=0.6, top_p=0.7), Sampling(top_k=5), Sampling(min_p=0.1, top_k=30)],
+    )
+    def test_drawing_by_a_grammar_is_drawing_from_the_masked_distribution(
+        self, model: Model, text: str, sampling: Sampling
     ) -> None:
-        schema = '{"properties": {"name": {"type": "string"}, "n": {"type": "array"}}, "required": ["name"]}'
-        grammar = Grammar(model, schema_to_gbnf(schema))
-        for token in model.tokenize(said):
-            assert grammar.is_allowed(token)
-            grammar.accept(token)
-        every, candidates = np.arange(model.info.vocabulary), grammar.candidates()
-        allowed = every[grammar.allowed(every)]
-        assert len(allowed)
-        assert np.array_equal(candidates[grammar.allowed(candidates)], allowed)
-        grammar.close()
-
-    @pytest.mark.parametrize("text", ["root ::= [a-c]", 'root ::= "a" | "bc" | "é"', "root ::= [^b]+"])
-    def test_drawing_until_the_grammar_agrees_draws_from_the_masked_distribution(self, model: Model, text: str) -> None:
         row = logits(5, model.info.vocabulary)
         row[:3000] += 6.0
-        grammar = Grammar(model, text)
-        mask = grammar.allowed(np.arange(len(row)))
-        weights = np.where(mask, np.exp(row - row[mask].max()), 0.0)
-        expected = weights / weights.sum()
-        top = int(expected.argmax())
-        draws, scratch = 400, Scratch(len(row))
-        found = 0
+        oracle = Oracle(model, text)
+        is_allowed = oracle.allowed(len(row)) & has_bytes(model)
+        oracle.close()
+        masked = np.where(is_allowed, row, -np.inf).astype(np.float32)
+        scratch = Scratch(len(row))
+        weights = scratch.weights(masked, sampling.temperature).astype(np.float64)
+        kept = np.zeros(len(row), dtype=np.bool_)
+        kept[survivors(weights.astype(np.float32), sampling)] = True
+        expected = weights * kept / weights[kept].sum()
+        draws = 400
+        drawn = collections.Counter[int]()
         for seed in range(draws):
-            one = Sampler(Sampling(seed=seed), scratch, prompt=NO_IDS, ends=NO_IDS, grammar=Grammar(model, text))
-            token = one.sample(row.copy())
-            one.close()
-            assert mask[token]
-            found += token == top
-        grammar.close()
-        assert abs(found - draws * expected[top]) < 4 * math.sqrt(draws * expected[top] * (1 - expected[top])) + 1
+            seeded = msgspec.structs.replace(sampling, seed=seed)
+            grammar = compile_grammar(model, grammar=text)
+            drawn[Sampler(seeded, scratch, prompt=NO_IDS, ends=NO_IDS, grammar=grammar).sample(row.copy())] += 1
+        assert all(is_allowed[token] and kept[token] for token in drawn)
+        for token in np.argsort(-expected)[:5].tolist():
+            deviation = math.sqrt(draws * expected[token] * (1 - expected[token]))
+            assert abs(drawn[token] - draws * expected[token]) < 4.5 * deviation + 1
+
+    def test_a_truncated_draw_by_a_grammar_is_that_of_the_masked_row_token_by_token(self, model: Model) -> None:
+        scratch, is_allowed = Scratch(model.info.vocabulary), Oracle(model, "root ::= [^b]+")
+        mask = is_allowed.allowed(model.info.vocabulary) & has_bytes(model)
+        is_allowed.close()
+        for seed in range(20):
+            sampling, row = Sampling(top_p=0.9, seed=seed), logits(seed, model.info.vocabulary)
+            grammar = compile_grammar(model, grammar="root ::= [^b]+")
+            by_grammar = Sampler(sampling, scratch, prompt=NO_IDS, ends=NO_IDS, grammar=grammar)
+            masked = Sampler(sampling, scratch, prompt=NO_IDS, ends=NO_IDS, grammar=None)
+            assert by_grammar.sample(row.copy()) == masked.sample(np.where(mask, row, np.float32(-np.inf)))
+
+    def test_what_others_asked_about_a_grammar_changes_no_draw(self, model: Model) -> None:
+        schema = '{"type": "array", "items": {"type": "string", "maxLength": 9}, "minItems": 3}'
+        scratch = Scratch(model.info.vocabulary)
+
+        def draw(seed: int) -> list[int]:
+            grammar = compile_grammar(model, json_schema=schema)
+            one = Sampler(Sampling(seed=seed), scratch, prompt=NO_IDS, ends=NO_IDS, grammar=grammar)
+            return [one.sample(logits(i, model.info.vocabulary)) for i in range(30)]
+
+        first = draw(1)
+        for seed in range(2, 6):
+            draw(seed)
+        assert draw(1) == first

@@ -1,136 +1,173 @@
-"""Output that follows a grammar: llama.cpp's GBNF machine, asked about one token or about many of them.
+"""Output that follows a grammar: which tokens may come next, at a cost that all outputs of the same grammar share.
 
-Asking about every token of a vocabulary takes llama.cpp many milliseconds. But a token whose first character may not
-come next may not come either, and nearly every character is a token itself. So the characters are asked about first,
-and where few may come, the pairs of characters that begin with them. What remains are the *candidates*, the tokens that
-begin so. The same few answers come again and again within a grammar, so the candidates of the latest are kept.
+A grammar (or a JSON schema, which becomes one) is compiled once into an `Automaton`, and what a request holds is a
+number, the state of its output. A token moves the state byte by byte. Where it is asked which of all tokens may come,
+the answer is kept with the state: it stands for every later output in it, of any request with this grammar.
 
-llama.cpp throws a C++ exception, which would end the process, when a token is accepted that the grammar does not allow.
-So `accept` is only for tokens of which `is_allowed` or `allowed` said yes.
+Compiling takes milliseconds, for the largest grammars some tenths of a second. So it is done before a request comes to
+the engine (`compile_ahead`), where a grammar that is wrong, too large or too ambiguous is refused. Who compiled it
+holds it meanwhile, and the engine finds it by its text.
+
+llama.cpp's own machine says the same of each token (the tests walk both), except that it lets control tokens and
+malformed UTF-8 stand in a text. But it answers each question anew for each output.
 """
 
-import ctypes
+import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable
-from typing import Any, Final
+from typing import Final, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
+from setpoint.engines.api import Sampling
+from setpoint.engines.llamacpp.automaton import DEAD, Automaton
+from setpoint.engines.llamacpp.gbnf import parse_gbnf
 from setpoint.engines.llamacpp.json_schema import schema_to_gbnf
 from setpoint.engines.llamacpp.model import Model
+from setpoint.engines.llamacpp.vocabulary import Ids, Vocabulary
 from setpoint.errors import RequestError
 
-GRAMMAR_BYTES_MAX: Final = 65536
-_SETS_KEPT: Final = 32
-_FEW: Final = 16
-Ids = npt.NDArray[np.intp]
-_token_data = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
+GRAMMAR_BYTES_MAX: Final = 262_144
+_COMPILED_KEPT: Final = 32
+_CHOICES_KEPT: Final = 128
+_WIDE: Final = 64
 
 
-class Beginnings:
-    """How the tokens of a vocabulary begin: their first byte (256: none), and their first two (65536: fewer)."""
+class Choice(NamedTuple):
+    """The tokens that may come, or those that may not where these are fewer: `are_allowed` says which `ids` are."""
+
+    ids: Ids
+    are_allowed: bool
+
+
+class _Source(NamedTuple):
+    text: str
+    is_schema: bool
+
+
+class Grammars:
+    """The grammars of one model: those compiled lately or in use, and the choices that outputs came to lately."""
 
     def __init__(self, model: Model) -> None:
-        """Read the whole vocabulary once."""
-        pieces = [model.piece(token) for token in range(model.info.vocabulary)]
-        self._byte = np.array([piece[0] if piece else 256 for piece in pieces], dtype=np.int32)
-        self._pair = np.array([256 * p[0] + p[1] if len(p) > 1 else 65536 for p in pieces], dtype=np.int32)
-        ascii_pieces = [(token, piece) for token, piece in enumerate(pieces) if piece.isascii()]
-        self._characters = np.array(
-            list({p: token for token, p in ascii_pieces if len(p) == 1}.values()), dtype=np.intp
-        )
-        self._pairs = np.array(list({p: token for token, p in ascii_pieces if len(p) == 2}.values()), dtype=np.intp)  # noqa: PLR2004
-        self._kept: OrderedDict[bytes, Ids] = OrderedDict()
+        """Read the vocabulary of `model`."""
+        self.vocabulary = Vocabulary(model)
+        self._compiling = threading.Lock()
+        self._in_use: weakref.WeakValueDictionary[_Source, Automaton] = weakref.WeakValueDictionary()
+        self._latest: OrderedDict[_Source, Automaton] = OrderedDict()
+        self._choices: OrderedDict[tuple[Automaton, int], Choice] = OrderedDict()
 
-    def candidates(self, allowed: Callable[[Ids], npt.NDArray[np.bool_]]) -> Ids:
-        """Return the tokens whose first character, and the second where the first are few, `allowed` says may come.
+    def find(self, source: _Source) -> Automaton | None:
+        """Return the compiled grammar when there is one; from any thread."""
+        return self._in_use.get(source)
 
-        Tokens that begin with part of a character count as well.
-        """
-        may_come = allowed(self._characters)
-        of_byte = np.ones(257, dtype=np.bool_)
-        of_byte[self._byte[self._characters]] = may_come
-        pairs = self._pairs[:0]
-        if np.count_nonzero(may_come) <= _FEW:
-            pairs = self._pairs[of_byte[self._byte[self._pairs]]]
-        may_follow = allowed(pairs)
-        key = may_come.tobytes() + may_follow.tobytes()
-        ids = self._kept.pop(key, None)
-        if ids is None:
-            of_pair = np.ones(65537, dtype=np.bool_)
-            of_pair[self._pair[pairs]] = may_follow
-            ids = np.flatnonzero(of_byte[self._byte] & of_pair[self._pair])
-            if len(self._kept) == _SETS_KEPT:
-                self._kept.popitem(last=False)
-        self._kept[key] = ids
-        return ids
+    def compiled(self, source: _Source) -> Automaton:
+        """Return the compiled grammar; raise RequestError when there can be none. From any thread."""
+        with self._compiling:
+            automaton = self._in_use.get(source)
+            if automaton is None:
+                automaton = self._in_use[source] = _compile(source)
+            self._latest[source] = automaton
+            self._latest.move_to_end(source)
+            if len(self._latest) > _COMPILED_KEPT:
+                self._latest.popitem(last=False)
+            return automaton
+
+    def choice(self, automaton: Automaton, state: int) -> Choice:
+        """Return what may come in `state`; from the engine's thread only."""
+        choice = self._choices.pop((automaton, state), None)
+        if choice is None:
+            allowed = self.vocabulary.allowed(automaton, state)
+            are_few = 2 * int(np.count_nonzero(allowed)) <= len(allowed)
+            choice = Choice(np.flatnonzero(allowed if are_few else ~allowed), are_few)
+            if len(self._choices) == _CHOICES_KEPT:
+                self._choices.popitem(last=False)
+        self._choices[automaton, state] = choice
+        return choice
 
 
-_beginnings: weakref.WeakKeyDictionary[Model, Beginnings] = weakref.WeakKeyDictionary()
+_grammars: weakref.WeakKeyDictionary[Model, Grammars] = weakref.WeakKeyDictionary()
+_reading = threading.Lock()
 
 
 class Grammar:
     """The state of one output within a grammar."""
 
-    def __init__(self, model: Model, text: str) -> None:
-        """Compile the GBNF `text`, whose start symbol is `root`; raise RequestError with llama.cpp's reason."""
-        if len(text.encode()) > GRAMMAR_BYTES_MAX:
-            raise RequestError(f"the grammar is larger than {GRAMMAR_BYTES_MAX} bytes", param="grammar")
-        if "\0" in text:
-            raise RequestError("the grammar holds a null character", param="grammar")
-        self._native = model.native
-        self._native.last_errors()
-        self._handle: int | None = self._native.c.llama_sampler_init_grammar(model.vocab, text.encode(), b"root")
-        if not self._handle:
-            raise RequestError(
-                f"the grammar cannot be compiled: {self._native.last_errors() or 'it has no rule named root'}",
-                hint="llama.cpp's grammars/README.md explains GBNF",
-                param="grammar",
-            )
-        self._one = np.zeros(1, dtype=_token_data)
-        if model not in _beginnings:
-            _beginnings[model] = Beginnings(model)
-        self._beginnings = _beginnings[model]
+    def __init__(self, model: Model, grammars: Grammars, automaton: Automaton) -> None:
+        """Begin an output."""
+        self._model, self._grammars, self._automaton = model, grammars, automaton
+        self._state = automaton.start
+
+    @property
+    def is_wide(self) -> bool:
+        """Whether the next token may begin in many ways, as within a string; depends on the state alone."""
+        return int(np.count_nonzero(self._automaton.row(self._state))) > _WIDE
+
+    def choice(self) -> Choice:
+        """Return the tokens that may come next."""
+        return self._grammars.choice(self._automaton, self._state)
 
     def is_allowed(self, token: int) -> bool:
-        """Return whether the grammar lets `token` come next."""
-        self._one["id"], self._one["logit"] = token, 0.0
-        self._apply(self._one)
-        return bool(self._one["logit"][0] == 0.0)
+        """Return whether `token` may come next."""
+        return self._after(token) != DEAD
 
-    def allowed(self, ids: Ids) -> npt.NDArray[np.bool_]:
-        """Return, for each of `ids`, whether the grammar lets it come next."""
-        data = np.zeros(len(ids), dtype=_token_data)
-        data["id"] = ids
-        self._apply(data)
-        return np.asarray(data["logit"] == 0.0)
-
-    def candidates(self) -> Ids:
-        """Return the tokens whose first characters may come next, in order: all that are allowed are among them."""
-        return self._beginnings.candidates(self.allowed)
-
-    def accept(self, token: int) -> None:
-        """Move on over `token`, which must be allowed."""
-        self._native.c.llama_sampler_accept(self._handle, token)
+    def accept(self, token: int) -> bool:
+        """Move on over `token` if it may come next; return whether it may."""
+        state = self._after(token)
+        if state != DEAD:
+            self._state = state
+        return state != DEAD
 
     def close(self) -> None:
-        """Free the state."""
-        if self._handle:
-            self._native.c.llama_sampler_free(self._handle)
-            self._handle = None
+        """Let go of the grammar, which others may go on to use."""
+        self._state = DEAD
 
-    def _apply(self, data: npt.NDArray[Any]) -> None:
-        layout = self._native.layout
-        array: Any = layout.token_data_array()
-        array.data = ctypes.cast(data.ctypes.data, ctypes.POINTER(layout.token_data))
-        array.size, array.selected, array.sorted = len(data), -1, False
-        self._native.c.llama_sampler_apply(self._handle, ctypes.byref(array))
+    def _after(self, token: int) -> int:
+        if token in self._model.end_tokens:
+            return self._state if self._automaton.is_complete(self._state) else DEAD
+        piece = self._model.piece(token)
+        return self._automaton.after(self._state, piece) if piece else DEAD
 
 
-def compile_grammar(model: Model, *, grammar: str | None, json_schema: str | None) -> Grammar | None:
+def compile_ahead(model: Model, sampling: Sampling) -> Automaton | None:
+    """Return the compiled grammar that `sampling` asks for, `None` when it asks for none; raise RequestError.
+
+    From any thread but the engine's. While what is returned is held, `compile_grammar` takes microseconds.
+    """
+    source = _source(sampling.grammar, sampling.json_schema)
+    return None if source is None else _grammars_of(model).compiled(source)
+
+
+def compile_grammar(model: Model, *, grammar: str | None = None, json_schema: str | None = None) -> Grammar | None:
     """Return a fresh grammar state for a request, or `None` when it wants none; raise RequestError."""
+    source = _source(grammar, json_schema)
+    if source is None:
+        return None
+    grammars = _grammars_of(model)
+    return Grammar(model, grammars, grammars.find(source) or grammars.compiled(source))
+
+
+def _source(grammar: str | None, json_schema: str | None) -> _Source | None:
     if json_schema is not None:
-        grammar = schema_to_gbnf(json_schema)
-    return Grammar(model, grammar) if grammar is not None else None
+        return _Source(json_schema, is_schema=True)
+    return None if grammar is None else _Source(grammar, is_schema=False)
+
+
+def _grammars_of(model: Model) -> Grammars:
+    with _reading:
+        if model not in _grammars:
+            _grammars[model] = Grammars(model)
+        return _grammars[model]
+
+
+def _compile(source: _Source) -> Automaton:
+    text = schema_to_gbnf(source.text) if source.is_schema else source.text
+    if len(text.encode()) > GRAMMAR_BYTES_MAX:
+        what = "schema" if source.is_schema else "grammar"
+        raise RequestError(f"the {what} comes to a grammar of more than {GRAMMAR_BYTES_MAX} bytes", param=what)
+    try:
+        return Automaton(parse_gbnf(text))
+    except RequestError as error:
+        if not source.is_schema:
+            raise
+        why = error.message.removeprefix("the grammar ")
+        raise RequestError(f"the JSON schema {why}", hint="simplify the schema", param="response_format") from error

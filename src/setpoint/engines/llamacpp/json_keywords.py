@@ -5,6 +5,7 @@ from typing import Any, Final, NoReturn
 
 from setpoint.errors import RequestError
 
+WHERE_CHARACTERS: Final = 200
 COUNT_MAX: Final = 2000
 """The longest string or array that may be demanded or capped: a grammar unrolls each repetition."""
 
@@ -87,6 +88,8 @@ def literal(text: str) -> str:
 
 def refuse(where: str, what: str) -> NoReturn:
     """Raise RequestError: the schema at `where` does `what`."""
+    if len(where) > WHERE_CHARACTERS:
+        where = f"...{where[-WHERE_CHARACTERS:]}"
     raise RequestError(
         f"the JSON schema cannot be followed: {where} {what}",
         hint="simplify the schema, or check the constraint in your own code",

@@ -29,7 +29,8 @@ from setpoint.engines.llamacpp.json_range import integers_between
 from setpoint.errors import RequestError
 
 SCHEMA_BYTES_MAX: Final = 65536
-
+RULES_MAX: Final = 10_000
+"""How many schemas within a schema are compiled: where they are merged, a `$ref` is compiled once for each use."""
 
 _BASICS: Final = {
     "space": r'| " " | "\n" [ \t]{0,20}',
@@ -81,6 +82,7 @@ class _Compiler:
         self._document = document
         self._rules = dict(_BASICS)
         self._references: dict[str, str] = {}
+        self._compiled = 0
 
     def grammar(self) -> str:
         root = self._reference("#", "root") if isinstance(self._document, dict) else self._rule(self._document, "root")
@@ -94,6 +96,9 @@ class _Compiler:
 
     def _rule(self, schema: object, where: str) -> str:  # noqa: PLR0911 - one case after the other
         """Return the name of the rule for `schema`, which stands at `where` in the document."""
+        self._compiled += 1
+        if self._compiled > RULES_MAX:
+            raise _refusal(f"comes to more than {RULES_MAX} rules")
         if schema is True or schema == {}:
             return "value"
         if not isinstance(schema, dict):
@@ -108,9 +113,7 @@ class _Compiler:
             return self._all_of(schema, where)
         for union in ("anyOf", "oneOf"):
             if union in schema:
-                base = {key: value for key, value in schema.items() if key != union}
-                options = [merge(base, self._inline(option, where), where) for option in some(schema[union], where)]
-                return self._union([self._rule(o, f"{where}.{union}[{i}]") for i, o in enumerate(options)])
+                return self._any_of(schema, union, where)
         if "const" in schema or "enum" in schema:
             values = [schema["const"]] if "const" in schema else some(schema["enum"], where)
             return self._union([literal(json.dumps(value, ensure_ascii=False)) for value in values])
@@ -200,6 +203,13 @@ class _Compiler:
 
     def _union(self, options: list[str]) -> str:
         return options[0] if len(options) == 1 and options[0].isalnum() else self._add(" | ".join(options))
+
+    def _any_of(self, schema: Schema, union: str, where: str) -> str:
+        base = {key: value for key, value in schema.items() if key != union}
+        options = some(schema[union], where)
+        if base:
+            options = [merge(base, self._inline(option, where), where) for option in options]
+        return self._union([self._rule(option, f"{where}.{union}[{i}]") for i, option in enumerate(options)])
 
     def _all_of(self, schema: Schema, where: str) -> str:
         merged: Schema = {key: value for key, value in schema.items() if key != "allOf"}

@@ -10,10 +10,11 @@ every token; here everything runs over the logits where llama.cpp left them, in 
 - top-k needs only what reaches a bound that is cheap to find (`likeliest`), top-p only the order within one of many
   bins (`_nucleus`). Both are exact.
 
-A grammar is asked about the drawn token first, as one token is cheap to check. When it objects, or did the last time,
-the draw is among the tokens that begin with a character that may come, less those that it objects to: it is asked about
-the likeliest, and about the rest if the draw falls on one that it was not asked about and does not allow. So (but for
-top-p and top-k, which count what is left) the distribution is that of masking all the others first.
+With a grammar the distribution is that of masking first what it does not allow, then truncating. Where nearly any
+character may come, as within a string, and nothing is truncated, a token is drawn first and the grammar asked about it
+alone; when it objects, the draw is repeated without that token, which leaves the same distribution, and after a few
+times masked. Which way is taken depends on the state of the grammar and not on what happens to be known about it, so
+that a seed gives the same tokens whoever else is served.
 
 Log-probabilities are those of the model: before bias, penalties, temperature and truncation.
 """
@@ -37,8 +38,8 @@ _BLOCK: Final = 256
 _GROUP: Final = 64
 _FLOORS: Final = (1e-3, 1e-5, 1e-7)
 _BIN_SHIFT: Final = 18
-_CHECKED: Final = (1024, 1 << 62)
-"""How many of the likeliest candidates a grammar is asked about at once, round by round: at last all of them."""
+_TRIES: Final = 4
+"""How many tokens are drawn before the grammar says what it allows."""
 LOGPROBS_MAX: Final = 20
 BIASES_MAX: Final = 1024
 
@@ -149,8 +150,10 @@ class Sampler:
             or grammar
             or sampling.is_eos_ignored
         )
-        self._is_at_odds = False
-        """Whether the grammar last left few tokens and not the one drawn: then it is asked before the next draw."""
+        self._is_whole = sampling.temperature == 0.0 or (
+            sampling.top_k == 0 and sampling.top_p >= 1.0 and sampling.min_p <= 0.0
+        )
+        """Whether any token may be drawn, however unlikely: then leaving one out changes no ratio among the others."""
         self.is_plain = sampling.temperature == 0.0 and not self._is_edited
 
     def sample(self, row: Floats) -> int:
@@ -185,35 +188,31 @@ class Sampler:
             row[self._ends] = -np.inf
 
     def _draw_allowed(self, row: Floats, grammar: Grammar) -> int:
-        token = -1 if self._is_at_odds else self._draw(row)
-        self._is_at_odds = token < 0 or not grammar.is_allowed(token)
-        if self._is_at_odds:
-            token = self._draw_candidate(row, grammar)
-        if token >= 0:
-            grammar.accept(token)
-        return token
-
-    def _draw_candidate(self, row: Floats, grammar: Grammar) -> int:
         """Return an allowed token, or -1 when there is none."""
-        ids = grammar.candidates()
-        left = row[ids]
-        self._is_at_odds = len(ids) < _CHECKED[0]
-        for checked in _CHECKED:
-            some = likeliest(left, min(checked, len(left)))
-            left[some[~grammar.allowed(ids[some])]] = -np.inf
-            if not len(left) or left.max() == -np.inf:
-                return -1
-            token = int(ids[self._draw(left)])
-            if len(some) == len(left) or grammar.is_allowed(token):
+        for _ in range(_TRIES if self._is_whole and grammar.is_wide else 0):
+            token = self._draw(row)
+            if grammar.accept(token):
                 return token
-        raise AssertionError("the last round asks about all of them")
+            row[token] = -np.inf
+        ids, are_allowed = grammar.choice()
+        if are_allowed:
+            row = row[ids]
+        else:
+            row[ids] = -np.inf
+        if not len(row) or row.max() == -np.inf:
+            return -1
+        token = self._draw(row)
+        token = int(ids[token]) if are_allowed else token
+        is_allowed = grammar.accept(token)
+        assert is_allowed, "drawn among the allowed"
+        return token
 
     def _draw(self, row: Floats) -> int:
         sampling = self.sampling
         if sampling.temperature == 0.0:
             return greedy(row)
         weights = self._scratch.weights(row, sampling.temperature)
-        if sampling.top_k == 0 and sampling.top_p >= 1.0 and sampling.min_p <= 0.0:
+        if self._is_whole:
             return self._scratch.pick(self._random.random())
         ids = survivors(weights, sampling)
         running = np.cumsum(weights[ids], dtype=np.float64)
@@ -221,9 +220,8 @@ class Sampler:
         return int(ids[min(index, len(ids) - 1)])
 
     def close(self) -> None:
-        """Free the grammar."""
-        if self._grammar is not None:
-            self._grammar.close()
+        """Let go of the grammar."""
+        self._grammar = None
 
 
 def greedy(row: Floats) -> int:
