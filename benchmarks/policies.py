@@ -176,7 +176,9 @@ class Study:
         limit = self.bounds[workload.lengths]
         earlier = [self._found.get((workload.name, policy.label, one, only)) for one in range(1, seed)]
         known = [rate for rate in earlier if rate is not None]
-        guess = fmean(known) if known else self._swept.get((workload.name, policy.label, SWEEP_SEED, only), 0.75 * limit)
+        guess = (
+            fmean(known) if known else self._swept.get((workload.name, policy.label, SWEEP_SEED, only), 0.75 * limit)
+        )
         count = int(self.count * workload.runs * (SWEEP_SHARE if seed == SWEEP_SEED else 1.0))
         return Job(workload=workload.name, policy=policy, seed=seed, count=count, guess=guess, bound=limit, only=only)
 

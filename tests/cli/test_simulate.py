@@ -85,8 +85,7 @@ def test_a_model_is_read_from_its_own_files(tmp_path: Path, capsys: pytest.Captu
 
 
 def test_times_that_cannot_be_are_refused_with_their_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("simulate", *DEPLOYED, "--trace", csv_trace(tmp_path / "t.csv", "0,10,5", "-1,10,5")) == 2
-    said = capsys.readouterr().err
+    said = refusal(capsys, "simulate", *DEPLOYED, "--trace", csv_trace(tmp_path / "t.csv", "0,10,5", "-1,10,5"))
     assert "row 3" in said
     assert "negative" in said
     unsorted = csv_trace(tmp_path / "u.csv", "0,10,5", "3,10,5", "2,10,5")
@@ -115,6 +114,37 @@ def test_a_load_beyond_capacity_ends_at_a_stated_bound(capsys: pytest.CaptureFix
     assert "the queue grew without limit" in words
     assert "would be worked off at" in words
     assert "the run was ended at 25 s" in words
+
+
+def notes_of(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
+    """Return the notes of a report as one text."""
+    capsys.readouterr()
+    assert run("simulate", *DEPLOYED, *arguments, "--json") == 0
+    return " ".join(json.loads(capsys.readouterr().out)["notes"])
+
+
+def test_where_long_requests_are_given_up_the_bound_is_not_that_of_the_rest(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [f"{i / 10:g},{100_000 if i % 4 == 0 else 500},50" for i in range(400)]
+    said = notes_of(capsys, "--trace", csv_trace(tmp_path / "t.csv", *rows))
+    assert "the queue grew without limit, but for those given up" in said
+    assert "were refused or expired" in said
+    assert "more than that were done" in said
+    assert "and all 25,375" in said
+
+
+def test_a_run_that_ends_early_is_not_called_a_load_beyond_capacity(capsys: pytest.CaptureFixture[str]) -> None:
+    said = notes_of(capsys, *SHORT, "--drain", "0")
+    assert "the load can be carried, but the run ended before the last answers" in said
+    assert "without limit" not in said
+
+
+def test_never_is_explained_and_no_queue_is_shown_that_nobody_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("simulate", *DEPLOYED, "--rate", "200", "--duration", "20") == 0
+    said = capsys.readouterr().err
+    assert "never: more requests got no answer than this percentile leaves out" in said
+    assert "QUEUE" not in said
 
 
 CONTRADICTIONS = (

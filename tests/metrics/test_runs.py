@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from setpoint.metrics import RequestRecord, drift, little_allowed, little_error, mser5, overload, summarize
+from setpoint.metrics import RequestRecord, drift, latency, little_allowed, little_error, mser5, overload, summarize
 from setpoint.model import Slo
 from setpoint.units import Seconds
 
@@ -109,6 +109,15 @@ def test_the_population_is_what_was_due_in_the_window_finished_or_not() -> None:
     assert summary.overall.failed == 1
     assert summary.overall.errors == {"timeout": 1}
     assert summary.overall.latencies["e2e"].count == 20
+
+
+def test_a_queue_time_that_no_server_tells_has_no_value_not_even_for_the_failed() -> None:
+    records = served(rate=5.0, service_s=0.01, n=100)
+    records[50].error = "timeout"
+    records[50].ended_at = None
+    assert latency(records, "queue").count == 0
+    records[0].queue_s = 0.01
+    assert latency(records, "queue").count == 2
 
 
 def test_tokens_are_credited_by_the_time_of_their_events() -> None:

@@ -166,6 +166,8 @@ def _show_point(console: Console, point: Point) -> None:
     )
     console.print(_latencies(summary.overall.latencies))
     overall = summary.overall
+    if any(q.support == "failures" for name in SHOWN for q in overall.latencies[name].quantiles):
+        console.print("never: more requests got no answer than this percentile leaves out", style="dim")
     if overall.failed:
         kinds = ", ".join(f"{kind} {count}" for kind, count in sorted(overall.errors.items()))
         console.print(f"[red]{overall.failed} failed[/]: {kinds}")
@@ -199,7 +201,7 @@ def _latencies(latencies: dict[str, Latency]) -> Table:
     table = Table("ms", *[f"P{q * 100:g}" for q in QUANTILES], "mean", box=None)
     for name in SHOWN:
         one = latencies[name]
-        if one.count == 0 or (name == "queue" and one.mean_s is None):
+        if one.count == 0:
             continue
         mean = "-" if one.mean_s is None else f"{one.mean_s * 1e3:,.1f}"
         table.add_row(name.upper(), *[_ms(quantile, with_interval=True) for quantile in one.quantiles], mean)

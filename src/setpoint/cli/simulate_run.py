@@ -2,9 +2,10 @@
 
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from statistics import fmean
 
 import msgspec
 from rich.console import Console
@@ -26,6 +27,7 @@ from setpoint.workload import PlannedRequest
 Plan = list[PlannedRequest]
 Rows = list[tuple[int, RequestRecord]]
 REFUSED_MAX = 0.01
+_GIVEN_UP = frozenset({"rejected", "expired"})
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
@@ -86,7 +88,7 @@ def _run(one: _One) -> Run:
 
 def _with_bound(run: Run, scenario: Scenario, plan: Plan) -> Run:
     """Return the run with the bound, which is looked for only when the load may have been beyond it."""
-    refused = sum(record.error in {"rejected", "expired"} for record in run.outcome.records)
+    refused = sum(record.error in _GIVEN_UP for record in run.outcome.records)
     run.too_long = check_fit(plan, scenario.machine_capacity)
     if run.outcome.is_cut or refused > REFUSED_MAX * len(plan):
         run.bound = bound_rps(scenario, plan)
@@ -189,18 +191,43 @@ def _doubt(run: Run, point: Point) -> str:
     words = []
     if run.too_long:
         words.append(f"{run.too_long:,} requests are longer than a replica can hold and were refused")
-    refused = sum(record.error in {"rejected", "expired"} for record in run.outcome.records)
     if run.bound is not None and point.load.rate_rps is not None:
-        over = point.load.rate_rps > run.bound or run.outcome.is_cut
-        state = "the queue grew without limit" if over else "the queue was full at times"
-        words.append(
-            f"{state}: offered {point.load.rate_rps:.2f}/s, an unlimited backlog would be worked off at "
-            f"{run.bound:.2f}/s; {refused:,} requests were refused or expired"
-        )
+        words += _bound_words(run, run.bound, point.load.rate_rps, point.summary)
     if run.outcome.is_cut:
         left = sum(record.ended_at is None for record in run.outcome.records)
         words.append(f"the run was ended at {run.outcome.ended_at:,.0f} s with {left:,} requests unfinished")
     return f"seed {run.seed}: {'; '.join(words)}" if words else ""
+
+
+def _bound_words(run: Run, bound: float, rate: float, summary: Summary | None) -> Iterator[str]:
+    """Yield what the bound says of a run; it is a rate of all that came, of which a strategy may do the shorter part.
+
+    Who is refused for its length leaves shorter requests behind, of which more end in a second than the bound says.
+    """
+    records = run.outcome.records
+    given_up = sum(record.error in _GIVEN_UP for record in records)
+    hits = "" if not run.outcome.hit_ratio else ", were no prefix kept,"
+    yield (
+        f"{_state(is_over=rate > bound, given_up=given_up)}: offered {rate:.2f}/s, an unlimited backlog of such "
+        f"requests{hits} would be worked off at {bound:.2f}/s, long ones and all"
+    )
+    if given_up:
+        yield f"{given_up:,} requests ({given_up / len(records):.0%}) were refused or expired"
+    whole = fmean(record.prompt_tokens for record in records)
+    done = [record.prompt_tokens for record in records if not record.is_failed]
+    if summary and summary.completed_rps > bound and done and fmean(done) < whole:
+        yield (
+            f"more than that were done, {summary.completed_rps:.2f}/s, since those answered have prompts of "
+            f"{fmean(done):,.0f} tokens in the mean, and all {whole:,.0f}"
+        )
+
+
+def _state(*, is_over: bool, given_up: int) -> str:
+    if is_over:
+        return "the queue grew without limit" + (", but for those given up" if given_up else "")
+    if given_up:
+        return "the load can be carried, but bursts of it could not wait"
+    return "the load can be carried, but the run ended before the last answers (--drain)"
 
 
 def write_timeline(path: Path, run: Run) -> Path:

@@ -227,7 +227,13 @@ def share(flags: Sequence[float], confidence: float = 0.95) -> Share:
 
 
 def durations(records: Iterable[RequestRecord], which: str) -> tuple[list[float], int]:
-    """Return the durations called `which` of records in order (failed: infinity), and how many are undefined."""
+    """Return the durations called `which` of records in order (failed: infinity), and how many are undefined.
+
+    Where no record tells its queue time, the server tells none: the failed have none either.
+    """
+    records = list(records)
+    if which == "queue" and all(record.queue_s is None for record in records):
+        return [], len(records)
     values: list[float] = []
     undefined = 0
     for record in records:

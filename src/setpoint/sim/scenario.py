@@ -5,6 +5,7 @@ Both drive the same machines, and on the same plan give the same records where b
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import cycle, islice
 
 import msgspec
 
@@ -203,10 +204,13 @@ def with_spikes(plan: Sequence[PlannedRequest], spikes: Sequence[Spike], seed: i
     return [msgspec.structs.replace(one, id=number) for number, one in enumerate(merged)]
 
 
+def _tokens_max(capacity: Capacity) -> int:
+    return min(capacity.kv_blocks * capacity.block_tokens, capacity.context_tokens_max)
+
+
 def check_fit(plan: Sequence[PlannedRequest], capacity: Capacity) -> int:
     """Return how many requests are longer than a replica can hold; raises `WorkloadError` when that is all of them."""
-    room = capacity.kv_blocks * capacity.block_tokens
-    most = min(room, capacity.context_tokens_max)
+    most = _tokens_max(capacity)
     too_long = sum(one.prompt_tokens + one.output_tokens > most for one in plan)
     if plan and too_long == len(plan):
         raise WorkloadError(
@@ -218,11 +222,17 @@ def check_fit(plan: Sequence[PlannedRequest], capacity: Capacity) -> int:
 
 
 def bound_rps(scenario: Scenario, plan: Sequence[PlannedRequest]) -> float:
-    """Return the rate at which all replicas together would empty an unlimited backlog of such requests.
+    """Return the rate of arrivals at which all replicas together would empty an unlimited backlog of such requests.
 
-    No strategy carries more for long. Prefix hits are not counted.
+    No strategy that gives none up carries more for long; one that gives up the long ones ends more, but shorter ones.
+    Prefix hits are not counted, and requests longer than a replica can hold cost nothing.
     """
-    pool = [msgspec.structs.replace(one, at_s=0.0, id=i) for i, one in enumerate(plan[:BACKLOG_REQUESTS])]
+    sample = plan[:BACKLOG_REQUESTS]
+    most = _tokens_max(scenario.machine_capacity)
+    fitting = [one for one in sample if one.prompt_tokens + one.output_tokens <= most]
+    # a backlog shorter than what runs at once would end all at once
+    backlog = islice(cycle(fitting), BACKLOG_REQUESTS)
+    pool = [msgspec.structs.replace(one, at_s=0.0, id=i) for i, one in enumerate(backlog)]
     classes = {
         name: msgspec.structs.replace(one, queue_max=10**9, wait_max_s=None, late="wait")
         for name, one in scenario.classes.items()
@@ -236,4 +246,4 @@ def bound_rps(scenario: Scenario, plan: Sequence[PlannedRequest]) -> float:
         first, last = len(ends) // 10, max(len(ends) * 8 // 10, 1)
         if last > first and ends[last - 1] > ends[first]:
             best = max(best, (last - 1 - first) / (ends[last - 1] - ends[first]))
-    return best * scenario.layout.replicas
+    return best * scenario.layout.replicas * len(sample) / max(1, len(fitting))

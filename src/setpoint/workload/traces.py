@@ -64,7 +64,7 @@ def read_trace(
     else:
         found = list(_read_json_lines(rows, form, name, count_tokens))
     if not found:
-        raise WorkloadError(f"{name}: there is no request in it")
+        raise WorkloadError(f"{name}: there is no request in it", hint="name a file that holds some")
     for earlier, later in pairwise(found):
         if later.at_s < earlier.at_s:
             raise WorkloadError(
@@ -179,9 +179,13 @@ def _tokens(value: object, column: str, place: str) -> int:
     try:
         tokens = int(float(value))  # type: ignore[arg-type]  # anything else raises TypeError
     except (TypeError, ValueError, OverflowError):
-        raise WorkloadError(f"{place}: {column!r} must be a number of tokens, not {value!r}") from None
+        raise WorkloadError(
+            f"{place}: {column!r} must be a number of tokens, not {value!r}", hint="mend the row, or leave it out"
+        ) from None
     if not 1 <= tokens <= TOKENS_MAX:
-        raise WorkloadError(f"{place}: {column!r} must lie in 1..{TOKENS_MAX:,}, not {tokens}")
+        raise WorkloadError(
+            f"{place}: {column!r} must lie in 1..{TOKENS_MAX:,}, not {tokens}", hint="mend the row, or leave it out"
+        )
     return tokens
 
 
@@ -195,9 +199,13 @@ def _instant(value: object, place: str, *, is_clock: bool) -> float:
     try:
         at = _clock(str(value)) if is_clock else float(value)  # type: ignore[arg-type]  # anything else raises TypeError
     except (TypeError, ValueError):
-        raise WorkloadError(f"{place}: cannot read the time {value!r}") from None
+        wanted = "a date and time, such as 2023-11-16 18:15:46.68" if is_clock else "a number of seconds"
+        raise WorkloadError(f"{place}: cannot read the time {value!r}", hint=f"give {wanted}") from None
     if not 0.0 <= at < float("inf"):
-        raise WorkloadError(f"{place}: the time must not be negative or infinite, but is {value!r}")
+        raise WorkloadError(
+            f"{place}: the time must not be negative or infinite, but is {value!r}",
+            hint="times are seconds (`timestamp` of a Mooncake trace: milliseconds) from the start of the record",
+        )
     return at
 
 
