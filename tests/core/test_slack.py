@@ -5,7 +5,7 @@ from tests.core.conftest import MakeScheduler
 from tests.core.scheduler import BATCH, CHAT, SMALL, without_steps
 
 from setpoint.core.strategies.slack import Slack
-from setpoint.model import Admit, Finish, Reject, Relegate, Slo
+from setpoint.model import Admit, Finish, Preempt, Reject, Relegate, Slo
 from setpoint.units import Blocks, Seconds, Tokens
 
 
@@ -25,6 +25,19 @@ def test_or_refused_at_once_where_the_class_says_so(scheduler: MakeScheduler) ->
     it.arrives(prompt=16)
     refused = next(c for c in it.step() if isinstance(c, Reject))
     assert (refused.request_id, refused.reason) == (1, "late")
+
+
+def test_who_has_begun_and_is_given_up_is_refused_when_its_time_is_over(scheduler: MakeScheduler) -> None:
+    brief = replace(CHAT, slo=replace(CHAT.slo, ttft_s=Seconds(0.05)), wait_max_s=Seconds(0.3))
+    it = scheduler("slack", classes=(brief,), capacity=replace(SMALL, step_tokens_max=Tokens(16)))
+    answered = [*it.arrives(prompt=120)]
+    for _ in range(40):
+        answered += it.step()
+        it.arrives(prompt=16, output=1)
+    assert Admit(request_id=0, slot=0) in answered
+    assert Preempt(request_id=0) in answered
+    refused = next(c for c in answered if isinstance(c, Reject) and c.request_id == 0)
+    assert refused.reason == "expired"
 
 
 def test_a_step_says_whose_slack_bound_it(scheduler: MakeScheduler) -> None:

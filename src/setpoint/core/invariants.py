@@ -118,7 +118,7 @@ def deadlines_are_sane(ledger: Ledger) -> Iterator[str]:
     expiries = [
         s.expires_at
         for s in ledger.sequences.values()
-        if s.slot is None and s.preemptions == 0 and s.expires_at is not None
+        if s.slot is None and s.first_token_at is None and s.expires_at is not None
     ]
     if ledger.next_expiry() != min(expiries, default=None):
         yield "the next expiry is not the earliest"

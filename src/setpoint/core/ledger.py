@@ -73,7 +73,7 @@ class Ledger:
         self.waiting_tokens[sequence.is_harvest] += sequence.remaining_tokens
         sequence.key = key
         insort(self.waiting, (key, sequence.id))
-        if sequence.expires_at is not None and sequence.preemptions == 0:
+        if sequence.expires_at is not None and sequence.first_token_at is None:
             heappush(self._expiries, (sequence.expires_at, sequence.id))
             self._compact()
 
@@ -165,7 +165,7 @@ class Ledger:
         self.harvests -= sequence.is_harvest
 
     def next_expiry(self) -> float | None:
-        """Return the earliest instant at which a sequence that has never run would have waited too long."""
+        """Return the earliest instant at which one that has yielded no token will have waited too long."""
         heap = self._expiries
         while heap:
             if self._may_expire(*heap[0]):
@@ -202,9 +202,9 @@ class Ledger:
 
     def _may_expire(self, at: float, request_id: int) -> bool:
         sequence = self.sequences.get(request_id)
-        return (
-            sequence is not None and sequence.slot is None and sequence.preemptions == 0 and sequence.expires_at == at
-        )
+        if sequence is None or sequence.slot is not None:
+            return False
+        return sequence.first_token_at is None and sequence.expires_at == at
 
     def _leave_queue(self, sequence: Sequence) -> None:
         self._unlink(sequence)

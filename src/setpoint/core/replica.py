@@ -211,6 +211,8 @@ class ReplicaMachine:
             self.ledger.preempt(sequence, self.strategy.key(sequence, state))
             self._out.append(Preempt(request_id=sequence.id))
             self._drop_if_too_long(sequence)
+        if draft.preempted:
+            self._expire()
         return draft
 
     def _relegate(self, sequence: Sequence, *, is_late: bool) -> None:

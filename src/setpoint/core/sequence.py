@@ -115,6 +115,10 @@ class Sequence:
         """Tokens still to be computed before the next one is yielded."""
         return self.target_tokens - self.computed_tokens
 
+    def has_expired(self, now: float) -> bool:
+        """Return whether it has waited for its first token as long as it may."""
+        return self.first_token_at is None and self.expires_at is not None and self.expires_at <= now
+
     def begin(self, at: Instant) -> None:
         """Note when the first token came."""
         self.first_token_at = at

@@ -108,18 +108,21 @@ class Harvester:
             decode_or_preempt(draft, draft.decoding(), batch_last)
 
     def _fill_decodes(self, draft: Draft, decoding: list[Sequence], cap_s: float) -> None:
-        """Put in the decodes, the shortest contexts first where not all have room; in an empty step at least one."""
+        """Put in the decodes, the oldest first where not all have room; in an empty step at least one.
+
+        By age, so that one step leaves out the same as the last: an engine may pay for each change of who is together.
+        """
         if len(decoding) <= draft.tokens_left and draft.blocks_short(decoding) <= 0:
             count = draft.decodes_within(decoding, cap_s)
             if count < len(decoding):
-                decoding.sort(key=lambda s: (s.computed_tokens, s.id))
+                decoding.sort(key=_age)
                 count = max(draft.decodes_within(decoding, cap_s), draft.is_empty)
             draft.add_decodes(decoding[:count])
             if count < len(decoding):
                 draft.binding = Binding("harvest")
             return
         is_empty = draft.is_empty
-        for sequence in sorted(decoding, key=lambda s: (s.computed_tokens, s.id)):
+        for sequence in sorted(decoding, key=_age):
             is_first = is_empty and not draft.decodes
             blocker = draft.add_decode(sequence, None if is_first else cap_s)
             if blocker is None:
@@ -147,6 +150,10 @@ class Harvester:
                 if blocker is not None:
                     draft.binding = Binding("harvest" if blocker == "slack" else blocker)
                     return
+
+
+def _age(sequence: Sequence) -> Key:
+    return (sequence.arrived_at, sequence.id)
 
 
 def batch_last(sequence: Sequence) -> Key:

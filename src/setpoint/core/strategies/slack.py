@@ -6,7 +6,8 @@ A step is built in this order, each part within a time limit:
    those that the class is judged by);
 2. the prefills that can be in time, by deadline: Moore-Hodgson says which these are, afresh at each step, counting
    work at a rate between the bare cost and what was lately achieved;
-3. the prefills given up, by least work: as long as they may wait, or they are refused at once if the class says so;
+3. the prefills given up, by least work: as long as they may wait, begun or not, or they are refused at once if the
+   class says so;
 4. harvest: decodes and prefills of batch work, as far as neither a slack nor the next arrival would feel it.
 
 An arrival waits for the step in flight, so no step is longer than a controlled share of the tightest TTFT target seen
@@ -213,6 +214,10 @@ class Slack(Strategy):
         for sequence in fallen:
             if sequence.service_class.late == "refuse" and sequence.slot is None and sequence.preemptions == 0:
                 draft.refused.append(sequence)
+                continue
+            if sequence.slot is not None and sequence.has_expired(state.now):
+                # begun, then given up, and nobody waits for ever: it gives back what it holds, and is refused
+                draft.preempt(sequence)
                 continue
             relegated.append(sequence)
             if not sequence.is_late or (sequence.slot is None and self.key(sequence, state) != sequence.key):
