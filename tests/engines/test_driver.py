@@ -7,6 +7,7 @@ from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
 import pytest
+from tests.engines.llamacpp.conversation import is_empty
 
 from setpoint.core.replica import ReplicaMachine
 from setpoint.core.strategies import make_strategy
@@ -49,7 +50,7 @@ class CountingExecutor(LlamaExecutor):
 
     @property
     def is_empty(self) -> bool:
-        return not self._sequences and not any(self.slot_tokens(slot) for slot in range(self.capacity.slots))
+        return is_empty(self)
 
 
 class Watch:

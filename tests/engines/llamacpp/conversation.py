@@ -50,6 +50,18 @@ class Conversation:
         return self.tokens
 
 
+def kv_tokens(executor: LlamaExecutor, request_id: int) -> int:
+    """Return how many tokens of KV a request that has a slot holds, as llama.cpp counts them."""
+    return executor._context.length(executor._sequences[request_id].held_place)
+
+
+def is_empty(executor: LlamaExecutor) -> bool:
+    """Return whether no request is left, and no token of one in the KV cache."""
+    places = range(executor.kv.places)
+    is_clear = not any(executor._context.length(place) for place in places)
+    return not executor._sequences and executor._packing.free == {*places} and is_clear
+
+
 def decode_together(conversations: Sequence[Conversation], tokens: int) -> None:
     """Decode `tokens` tokens of all conversations in shared steps."""
     by_id = {conversation.request_id: conversation for conversation in conversations}

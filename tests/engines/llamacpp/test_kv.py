@@ -13,7 +13,7 @@ SIZES = {"prefixes": 8, "prefix_tokens": 4096}
 def test_each_slot_gets_the_context_asked_for_and_the_prefixes_come_on_top() -> None:
     plan = plan_kv("per-slot", slots=4, kv_tokens=None, context_tokens=1000, **SIZES)
     assert (plan.sequence_tokens, plan.room_tokens, plan.prefixes) == (1000, 4 * 1024, 4)
-    assert plan.cells == (4 + 4) * 1024
+    assert (plan.places, plan.cells) == (4 + 1, (5 + 4) * 1024)
 
 
 def test_a_plan_read_back_from_its_own_cells_gives_no_slot_less() -> None:
@@ -39,8 +39,9 @@ def test_what_is_planned_fits_its_cells(slots: int, kv_tokens: int, prefixes: in
         prefixes=prefixes,
         prefix_tokens=prefix_tokens,
     )
-    assert plan.cells % ((slots + plan.prefixes) * STEP) == 0
-    assert plan.room_tokens + plan.prefix_tokens == plan.cells
+    assert plan.cells % ((plan.places + plan.prefixes) * STEP) == 0
+    assert plan.places * plan.sequence_tokens + plan.prefix_tokens == plan.cells
+    assert plan.places - slots == (slots > 1)
     assert kv_tokens - slots * STEP < plan.room_tokens == slots * plan.sequence_tokens <= kv_tokens
     assert (plan.prefixes > 0) == (prefixes > 0 and prefix_tokens > 0)
 

@@ -13,11 +13,9 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from setpoint.engines.llamacpp.kv import SEQUENCES_MAX
 from setpoint.engines.llamacpp.model import Model, memory_available
 from setpoint.errors import ConfigError, EngineError, ModelError
-
-SEQUENCES_MAX: Final = 256
-"""What llama.cpp itself allows (`LLAMA_MAX_SEQ`)."""
 
 _UBATCH_MAX: Final = 512
 
@@ -90,6 +88,11 @@ class Context:
             # only whole stretches of cells can be copied
             self._c.llama_memory_seq_cp(self._memory, source, target, -1, -1)
             self.drop(target, tokens)
+
+    def move(self, source: int, target: int) -> None:
+        """Let `target`, which is empty, hold all that `source` holds, and `source` nothing."""
+        self._c.llama_memory_seq_cp(self._memory, source, target, -1, -1)
+        self.drop(source)
 
     def drop(self, sequence: int, start: int = 0) -> None:
         """Free what `sequence` holds from position `start` on."""

@@ -10,7 +10,9 @@ in chunks as the plan says, and its last chunk yields the next new token; the st
 penalties, grammar) is kept, so that the output goes on as if nothing had happened. A shared prefix is not used again
 then.
 
-*Prefixes* live in KV sequences above those of the slots, in cells that the reported capacity leaves out (`prefix`).
+*KV sequences* and slots are different numbers: where each sequence has cells of its own, it is moved so that those
+decoded together are neighbours (`packing`). *Prefixes* live in KV sequences above those of the slots, in cells that the
+reported capacity leaves out (`prefix`).
 """
 
 import time
@@ -24,7 +26,9 @@ from setpoint.engines.llamacpp.context import Context, physical_cores
 from setpoint.engines.llamacpp.grammar import compile_grammar
 from setpoint.engines.llamacpp.kv import BLOCK_TOKENS, plan_kv
 from setpoint.engines.llamacpp.model import Model
+from setpoint.engines.llamacpp.packing import Packing
 from setpoint.engines.llamacpp.prefix import PrefixStats, PrefixStore, StoredPrefix
+from setpoint.engines.llamacpp.prompt import check_prompt
 from setpoint.engines.llamacpp.sampling import Floats, Sampler, Scratch, likeliest, log_total
 from setpoint.errors import EngineError, RequestError
 from setpoint.model import Capacity
@@ -42,15 +46,15 @@ class _Sequence:
     prefix: StoredPrefix | None
     prefix_tokens: int
     stored_tokens: int
-    slot: int | None = None
-    """Also the number of its KV sequence."""
+    place: int | None = None
+    """The number of its KV sequence, while it has a slot."""
     computed: int = 0
 
     @property
-    def held_slot(self) -> int:
-        """The slot, which it must have."""
-        assert self.slot is not None, "the sequence has no slot"
-        return self.slot
+    def held_place(self) -> int:
+        """The place, which it must have."""
+        assert self.place is not None, "the sequence has no slot"
+        return self.place
 
 
 class LlamaExecutor:
@@ -90,7 +94,7 @@ class LlamaExecutor:
         self._context = Context(
             model,
             cells=kv.cells,
-            sequences=slots + kv.prefixes,
+            sequences=kv.places + kv.prefixes,
             step_tokens_max=step_tokens_max,
             threads=self.threads,
             is_shared=kv.layout == "shared",
@@ -102,7 +106,9 @@ class LlamaExecutor:
             step_tokens_max=Tokens(step_tokens_max),
             context_tokens_max=Tokens(min(kv.sequence_tokens, trained)),
         )
-        self._prefixes = PrefixStore(range(slots, slots + kv.prefixes), kv.prefix_tokens, BLOCK_TOKENS)
+        self._packing = Packing(kv.places)
+        self._is_packed = kv.layout == "per-slot" and model.is_prefix_sharable
+        self._prefixes = PrefixStore(range(kv.places, kv.places + kv.prefixes), kv.prefix_tokens, BLOCK_TOKENS)
         self._scratch = Scratch(model.info.vocabulary)
         self._ends = np.fromiter(model.end_tokens, dtype=np.intp)
         self._sequences: dict[int, _Sequence] = {}
@@ -130,7 +136,7 @@ class LlamaExecutor:
         out of range, a grammar or schema that cannot be compiled.
         """
         assert request_id not in self._sequences, f"request {request_id} is known already"
-        prompt = self._check_prompt(generation)
+        prompt = check_prompt(generation.prompt, self._capacity.context_tokens_max, self.model.info.vocabulary)
         sampling = generation.sampling
         grammar = compile_grammar(self.model, grammar=sampling.grammar, json_schema=sampling.json_schema)
         try:
@@ -154,12 +160,13 @@ class LlamaExecutor:
     def admit(self, request_id: int, slot: int) -> None:
         """Bind the request to the slot and share its stored prefix, which is then unpinned."""
         sequence = self._sequences[request_id]
-        assert sequence.slot is None, f"request {request_id} has a slot already"
+        assert sequence.place is None, f"request {request_id} has a slot already"
         assert 0 <= slot < self._capacity.slots, f"there is no slot {slot}"
-        assert self._context.length(slot) == 0, f"slot {slot} is taken"
-        sequence.slot, sequence.computed = slot, 0
+        place = self._packing.take()
+        assert self._context.length(place) == 0, f"what was in place {place} is still there"
+        sequence.place, sequence.computed = place, 0
         if sequence.prefix is not None:
-            self._context.copy(sequence.prefix.sequence, slot, sequence.prefix_tokens)
+            self._context.copy(sequence.prefix.sequence, place, sequence.prefix_tokens)
             sequence.computed = sequence.prefix_tokens
             self._prefixes.count_hit(sequence.prefix_tokens)
             self._unpin(sequence)
@@ -172,15 +179,17 @@ class LlamaExecutor:
         started = self._clock()
         known = self._sequences
         assert all(known[i].computed == len(known[i].tokens) - 1 for i in decodes), "a decode has not been prefilled"
+        if self._is_packed:
+            self._pack(decodes)
         chunks = sorted(
-            [(known[i].held_slot, i, 1) for i in decodes] + [(known[i].held_slot, i, n) for i, n in prefills]
+            [(known[i].held_place, i, 1) for i in decodes] + [(known[i].held_place, i, n) for i, n in prefills]
         )
         sampled = self._fill(chunks)
         try:
             self._context.decode(sum(tokens for _, _, tokens in chunks))
         except EngineError:
-            for slot, request_id, _ in chunks:
-                self._context.drop(slot, known[request_id].computed)
+            for place, request_id, _ in chunks:
+                self._context.drop(place, known[request_id].computed)
             raise
         for _, request_id, tokens in chunks:
             known[request_id].computed += tokens
@@ -194,47 +203,51 @@ class LlamaExecutor:
     def preempt(self, request_id: int) -> None:
         """Free the slot and the KV of the request, and keep its tokens: its next prefill recomputes them all."""
         sequence = self._sequences[request_id]
-        self._context.drop(sequence.held_slot)
-        sequence.slot, sequence.computed = None, 0
+        self._leave(sequence)
+        sequence.computed = 0
 
     def release(self, request_id: int) -> None:
         """Forget the request and free all that it holds; at any point of its life."""
         sequence = self._sequences.pop(request_id)
-        if sequence.slot is not None:
-            self._context.drop(sequence.slot)
+        if sequence.place is not None:
+            self._leave(sequence)
         self._unpin(sequence)
         sequence.sampler.close()
 
-    def slot_tokens(self, slot: int) -> int:
-        """Return how many tokens of KV the slot holds, as llama.cpp counts them."""
-        return self._context.length(slot)
+    def _leave(self, sequence: _Sequence) -> None:
+        self._context.drop(sequence.held_place)
+        self._packing.give_back(sequence.held_place)
+        sequence.place = None
 
-    @property
-    def kv_held(self) -> int:
-        """How many tokens of KV the sequences of all slots hold, as llama.cpp counts them."""
-        return sum(self._context.length(slot) for slot in range(self._capacity.slots))
+    def _pack(self, decodes: Sequence[int]) -> None:
+        """Move a sequence or two where that saves passes in this step and in those like it."""
+        places = sorted(self._sequences[i].held_place for i in decodes)
+        for source, target in self._packing.moves(places):
+            self._context.move(source, target)
+            moved = next(s for s in self._sequences.values() if s.place == source)
+            moved.place = target
 
     def _fill(self, chunks: list[tuple[int, int, int]]) -> list[int]:
-        """Write the batch of (slot, request, tokens); return the requests that are sampled from, in its order."""
+        """Write the batch of (place, request, tokens); return the requests that are sampled from, in its order."""
         context, sampled = self._context, []
         tokens: list[int] = []
         positions: list[int] = []
-        slots: list[int] = []
-        for slot, request_id, count in chunks:
+        places: list[int] = []
+        for place, request_id, count in chunks:
             sequence = self._sequences[request_id]
             start, end = sequence.computed, sequence.computed + count
             assert count > 0, "a chunk is empty"
             assert end <= len(sequence.tokens), "a chunk goes beyond its prompt"
             tokens += sequence.tokens[start:end]
             positions += range(start, end)
-            slots += [slot] * count
+            places += [place] * count
             context.is_output[len(tokens) - count : len(tokens)] = 0
             if end == len(sequence.tokens):
                 context.is_output[len(tokens) - 1] = 1
                 sampled.append(request_id)
         size = len(tokens)
         assert 0 < size <= len(context.token), "the plan is empty, or larger than a step may be"
-        context.token[:size], context.position[:size], context.sequence[:size] = tokens, positions, slots
+        context.token[:size], context.position[:size], context.sequence[:size] = tokens, positions, places
         return sampled
 
     def _sample(self, request_id: int, row: Floats) -> SampledToken:
@@ -264,30 +277,10 @@ class LlamaExecutor:
         for victim in freed:
             self._context.drop(victim)
         if entry is not None:
-            self._context.copy(sequence.held_slot, entry.sequence, len(tokens))
+            self._context.copy(sequence.held_place, entry.sequence, len(tokens))
         sequence.stored_tokens = 0
 
     def _unpin(self, sequence: _Sequence) -> None:
         if sequence.prefix is not None:
             self._prefixes.unpin(sequence.prefix)
             sequence.prefix, sequence.prefix_tokens = None, 0
-
-    def _check_prompt(self, generation: Generation) -> np.ndarray[tuple[int], np.dtype[np.intp]]:
-        prompt, most = generation.prompt, self._capacity.context_tokens_max
-        if not prompt:
-            raise RequestError("the prompt is empty", hint="send at least one token", param="prompt")
-        if len(prompt) >= most:
-            raise RequestError(
-                f"the prompt has {len(prompt)} tokens, and prompt and output together may have {most}",
-                hint="shorten the prompt, or serve with a larger context",
-                param="prompt",
-                code="context_length_exceeded",
-            )
-        tokens = np.fromiter(prompt, dtype=np.intp, count=len(prompt))
-        if tokens.min() < 0 or tokens.max() >= self.model.info.vocabulary:
-            raise RequestError(
-                "the prompt holds a token that the model does not have",
-                hint=f"tokens are 0 to {self.model.info.vocabulary - 1}",
-                param="prompt",
-            )
-        return tokens

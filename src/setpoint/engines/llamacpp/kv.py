@@ -2,13 +2,12 @@
 
 `per-slot`: every slot, and every stored prefix, has a stretch of cells of its own, and attention reads no other's. A
 sequence can never outgrow what its slot has, so nothing is ever preempted for KV. llama.cpp computes in one go only
-sequences whose stretches lie side by side: where a strategy leaves some of the running sequences out of a step, each
-gap costs a further pass over the weights.
+sequences whose stretches lie side by side, so that sequences are moved (`packing`); one stretch more than there are
+slots makes room for that.
 
 `shared`: one pool of cells, so that any sequence may be as long as the whole pool. Attention of each token then runs
 over all cells in use and masks what belongs to others: with 16 sequences of 400 tokens a step takes half as long again,
-with 32 of them almost twice as long (on a CPU; `benchmarks/kv_layout.py`). For few, long sequences, and where most
-steps leave many out.
+with 32 of them almost twice as long (on a CPU; `benchmarks/kv_layout.py`). For few, long sequences.
 """
 
 from typing import Final
@@ -18,6 +17,8 @@ import msgspec
 from setpoint.errors import ConfigError
 from setpoint.settings import KvLayout
 
+SEQUENCES_MAX: Final = 256
+"""What llama.cpp itself allows (`LLAMA_MAX_SEQ`)."""
 BLOCK_TOKENS: Final = 16
 """llama.cpp's cells hold one token each; blocks only keep the ledger of the core short."""
 STEP: Final = 256
@@ -29,10 +30,14 @@ POOL_TOKENS: Final = 16384
 
 
 class KvPlan(msgspec.Struct, frozen=True, kw_only=True):
-    """The cells of a context. `room_tokens`: what all slots may hold together; `sequence_tokens`: what one may."""
+    """The cells of a context. `room_tokens`: what all slots may hold together; `sequence_tokens`: what one may.
+
+    `places`: the KV sequences that the slots share among them.
+    """
 
     layout: KvLayout
     cells: int
+    places: int
     room_tokens: int
     sequence_tokens: int
     prefixes: int
@@ -60,7 +65,7 @@ def plan_kv(
     if layout == "shared":
         room = kv_tokens or max(POOL_TOKENS, context_tokens or 0)
         cells = _up(room + prefix_tokens)
-        each = min(context_tokens or room, room)
+        each, places = min(context_tokens or room, room), slots
     else:
         each = _up(context_tokens or CONTEXT_TOKENS) if kv_tokens is None else kv_tokens // slots // STEP * STEP
         if each < max(STEP, context_tokens or 0):
@@ -72,10 +77,12 @@ def plan_kv(
             )
         prefixes = min(prefixes, max(1, prefix_tokens // each)) if prefixes else 0
         room, prefix_tokens = each * slots, each * prefixes
-        cells, each = room + prefix_tokens, min(each, context_tokens or each)
+        places = slots + 1 if 1 < slots < SEQUENCES_MAX - prefixes else slots
+        cells, each = each * places + prefix_tokens, min(each, context_tokens or each)
     return KvPlan(
         layout=layout,
         cells=cells,
+        places=places,
         room_tokens=room,
         sequence_tokens=each,
         prefixes=prefixes,
