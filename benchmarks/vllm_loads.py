@@ -34,7 +34,8 @@ IN_FLIGHT = 24
 """Batch requests that the client of the backlog keeps in flight: three quarters of the server's sequences."""
 BACKLOG = 4000
 LOOSE = 5.0
-"""How much longer the loose targets are than the tight ones."""
+"""How much longer the loose targets are than the usual ones."""
+TIGHT = 0.5
 BANDS = {"chat": 0, "batch": 9}
 NEVER = float("inf")
 
@@ -59,10 +60,16 @@ class Seen(NamedTuple):
     goodput: float
 
 
-def loosened(slo: Slo) -> Slo:
-    """Return targets that any sane order meets."""
-    assert slo.ttft_s is not None and slo.tpot_s is not None, "the chat of this benchmark has both"  # noqa: PT018
-    return msgspec.structs.replace(slo, ttft_s=Seconds(LOOSE * slo.ttft_s), tpot_s=Seconds(LOOSE * slo.tpot_s))
+def loosened(slo: Slo, times: float = LOOSE) -> Slo:
+    """Return targets `times` as long: as they stand, those that any sane order meets."""
+    assert slo.ttft_s is not None, "the chat of this benchmark has both"
+    assert slo.tpot_s is not None, "as above"
+    return msgspec.structs.replace(slo, ttft_s=Seconds(times * slo.ttft_s), tpot_s=Seconds(times * slo.tpot_s))
+
+
+def tightened(slo: Slo) -> Slo:
+    """Return targets that leave little room even where chat is alone."""
+    return loosened(slo, TIGHT)
 
 
 class Client:

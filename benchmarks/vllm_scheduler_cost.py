@@ -96,7 +96,14 @@ class Crowd:
         self._depth = depth
         self._spent_ns = 0
         self.computed = 0
-        self.scheduler = _scheduler(name, running, depth, args.model)
+        strategy = CONTENDERS[name]
+        self.scheduler = made_scheduler(
+            args.model,
+            running=running,
+            depth=depth,
+            blocks=running * (CONTEXT_MAX // BLOCK_TOKENS),
+            options=strategy and {"strategy": strategy, "default_class": "chat", "classes": CLASSES},
+        )
         pilot = getattr(self.scheduler, "setpoint", None)
         if pilot is not None:
             pilot._parts = pilot._parts._replace(clock=lambda: self._now, wall=lambda: self._now)  # noqa: SLF001
@@ -155,53 +162,67 @@ class Crowd:
         self._spent_ns += time.thread_time_ns() - start
 
     def _request(self, name: str, *, is_batch: bool) -> Any:  # noqa: ANN401
-        sampling = importlib.import_module("vllm.sampling_params")
-        utils = importlib.import_module("vllm.v1.core.kv_cache_utils")
-        digest = importlib.import_module("vllm.utils.hashing").sha256
-        utils.init_none_hash(digest)
-        asked = {"setpoint.class": "batch"} if is_batch else None
-        params = sampling.SamplingParams(max_tokens=self._draw.randint(256, 768), extra_args=asked)
-        params.update_from_generation_config({}, EOS)
-        return importlib.import_module("vllm.v1.request").Request(
-            request_id=name,
-            prompt_token_ids=[self._draw.randint(10, 900) for _ in range(self._draw.randint(16, 64))],
-            sampling_params=params,
-            pooling_params=None,
-            arrival_time=self._now,
-            block_hasher=utils.get_request_block_hasher(BLOCK_TOKENS, digest),
-        )
+        prompt = [self._draw.randint(10, 900) for _ in range(self._draw.randint(16, 64))]
+        asked = {"setpoint.class": "batch"} if is_batch else {}
+        return made_request(name, prompt, self._draw.randint(256, 768), at=self._now, asked=asked)
 
 
-def _scheduler(name: str, running: int, depth: int, model: str) -> Any:  # noqa: ANN401
-    """Return a scheduler of vLLM, with KV in name only."""
+def made_request(name: str, prompt: list[int], output: int, *, at: float, asked: dict[str, Any]) -> Any:  # noqa: ANN401
+    """Return a request of vLLM that arrives at `at`; `asked`: its `vllm_xargs`."""
+    sampling = importlib.import_module("vllm.sampling_params")
+    utils = importlib.import_module("vllm.v1.core.kv_cache_utils")
+    digest = importlib.import_module("vllm.utils.hashing").sha256
+    utils.init_none_hash(digest)
+    params = sampling.SamplingParams(max_tokens=output, extra_args=asked or None)
+    params.update_from_generation_config({}, EOS)
+    return importlib.import_module("vllm.v1.request").Request(
+        request_id=name,
+        prompt_token_ids=prompt,
+        sampling_params=params,
+        pooling_params=None,
+        arrival_time=at,
+        block_hasher=utils.get_request_block_hasher(BLOCK_TOKENS, digest),
+    )
+
+
+def made_scheduler(
+    model: str,
+    *,
+    running: int,
+    depth: int,
+    blocks: int,
+    budget: int = STEP_TOKENS,
+    policy: str = "fcfs",
+    options: dict[str, Any] | None = None,
+) -> Any:  # noqa: ANN401
+    """Return a scheduler of vLLM with KV in name only: stock, or with `options` the plug-in's."""
     config = importlib.import_module("vllm.config")
     cache = importlib.import_module("vllm.v1.kv_cache_interface")
-    options = {"strategy": CONTENDERS[name], "default_class": "chat", "classes": CLASSES}
-    blocks = running * (CONTEXT_MAX // BLOCK_TOKENS) + 1
     vllm_config = config.VllmConfig(
         model_config=config.ModelConfig(
             model=model, dtype="float32", seed=0, max_model_len=CONTEXT_MAX, skip_tokenizer_init=True
         ),
         scheduler_config=config.SchedulerConfig(
             max_num_seqs=running,
-            max_num_batched_tokens=STEP_TOKENS,
+            max_num_batched_tokens=budget,
             max_model_len=CONTEXT_MAX,
             enable_chunked_prefill=True,
             is_encoder_decoder=False,
+            policy=policy,
         ),
         cache_config=config.CacheConfig(block_size=BLOCK_TOKENS, enable_prefix_caching=True),
-        additional_config={} if name == "stock" else {"setpoint": options},
+        additional_config={} if options is None else {"setpoint": options},
     )
     # a CPU platform switches it off; no runner of the kind is used here
     vllm_config.scheduler_config.async_scheduling = depth > 1
-    vllm_config.cache_config.num_gpu_blocks = blocks
+    vllm_config.cache_config.num_gpu_blocks = blocks + 1
     float32 = importlib.import_module("torch").float32
     spec = cache.FullAttentionSpec(block_size=BLOCK_TOKENS, num_kv_heads=1, head_size=1, dtype=float32)
     groups = [cache.KVCacheGroupSpec(["layer"], spec)]
     grammars = importlib.import_module("vllm.v1.structured_output").StructuredOutputManager(vllm_config)
-    return _class(name, depth)(
+    return _class(is_stock=options is None, depth=depth)(
         vllm_config=vllm_config,
-        kv_cache_config=cache.KVCacheConfig(num_blocks=blocks, kv_cache_tensors=[], kv_cache_groups=groups),
+        kv_cache_config=cache.KVCacheConfig(num_blocks=blocks + 1, kv_cache_tensors=[], kv_cache_groups=groups),
         structured_output_manager=grammars,
         block_size=BLOCK_TOKENS,
         hash_block_size=BLOCK_TOKENS,
@@ -209,8 +230,8 @@ def _scheduler(name: str, running: int, depth: int, model: str) -> Any:  # noqa:
     )
 
 
-def _class(name: str, depth: int) -> Any:  # noqa: ANN401
-    if name != "stock":
+def _class(*, is_stock: bool, depth: int) -> Any:  # noqa: ANN401
+    if not is_stock:
         return importlib.import_module("setpoint.engines.vllm").SetpointScheduler
     if depth > 1:
         return importlib.import_module("vllm.v1.core.sched.async_scheduler").AsyncScheduler
