@@ -14,7 +14,7 @@ from itertools import count
 from typing import NamedTuple
 
 import msgspec
-from contest import BATCH_LENGTHS, BATCH_OUTPUT_MAX, CHAT_LENGTHS, CHAT_OUTPUT_MAX, WARM_UP, Rung
+from contest import BATCH_LENGTHS, BATCH_OUTPUT_MAX, CHAT_LENGTHS, CHAT_OUTPUT_MAX, WARM_UP, Rung, capacity_of
 from reporting import say
 from vllm_server import Setting, tokens_done
 
@@ -176,6 +176,12 @@ def judged(load: Load, chat: list[RequestRecord], tokens_per_s: float, failed: i
         tpot_p99_s=rank_quantile(tpot, 0.99),
         goodput=load.rate * good / requests,
     )
+
+
+def held(seen: list[Seen]) -> float:
+    """Return the chat rate held at what was promised; at least the lowest rung, so that ratios stay bounded."""
+    rungs = [one.rung for one in seen]
+    return max(capacity_of(rungs), rungs[0].rate)
 
 
 def _planned(

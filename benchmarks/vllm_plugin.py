@@ -7,17 +7,17 @@ DIR is a folder with a vLLM that has setpoint installed beside it, and a small m
 own, one after the other: stock first come first served and stock `priority`, both with swept
 `--max-num-batched-tokens`, and the plug-in, untuned, with `qoserve` and with `slack`. Each climbs the same ladders of
 chat rates, with the same draws, until too few requests meet their targets: chat beside a backlog that is never empty,
-and chat alone; then one load with loose targets, beside the backlog. Rates are shares of the *bound*, at which a stock
-server empties a backlog of chat; targets scale with the machine (see `vllm_loads`). Its capacity is the rate at which
-attainment, made monotone, crosses 95%.
+chat alone, and chat alone under targets half as long; then one load with loose targets, beside the backlog. Rates are
+shares of the *bound*, at which a stock server empties a backlog of chat; targets scale with the machine (see
+`vllm_loads`). Its capacity is the rate at which attainment, made monotone, crosses 95%.
 
 Ratios (all of `slack`): `over_best_stock`: its chat rate beside the backlog, over the best of all stock settings;
 `over_qoserve`: the same over the plug-in with `qoserve`; `of_stock_without_batch`: its chat rate beside the backlog,
-over stock's best of chat alone; `alone_over_stock`: chat alone; `loose_attainment`: its attainment under loose targets
-less the best of stock; `throughput_of_stock`: tokens a second of all work under loose targets, over stock's best;
-`same_answers`: share of greedy answers, given beside the backlog, that equal those of a stock server (of two stock
-servers: `same_answers_stock`). Where a setting fails at the lowest rung, that rung stands for its capacity.
-`planning_of_step`: time spent planning over the time of the steps.
+over stock's best of chat alone; `alone_over_stock`: chat alone under the tight targets; `loose_attainment`: its
+attainment under loose targets less the best of stock; `throughput_of_stock`: tokens a second of all work under loose
+targets, over stock's best; `same_answers`: share of greedy answers, given beside the backlog, that equal those of a
+stock server (of two stock servers: `same_answers_stock`). Where a setting fails at the lowest rung, that rung stands
+for its capacity. `planning_of_step`: time spent planning over the time of the steps.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from typing import NamedTuple
 import httpx
 from contest import GIVEN_UP, batch_at, capacity_of, scaled_slo, targets
 from reporting import arguments, report, say
-from vllm_loads import Client, Load, Seen, loosened
+from vllm_loads import Client, Load, Seen, held, loosened, tightened
 from vllm_server import Setting, numbers, plugin, server, stock
 
 from setpoint.loadgen.probe import identify, learn_words
@@ -41,12 +41,14 @@ from setpoint.seeds import stream
 
 __all__ = ["Setting", "server"]
 
-BUDGETS = (64, 256, 1024)
+BUDGETS = {"priority": (64, 256, 1024), "fcfs": (256, 1024)}
+QUICK_BUDGETS = {"priority": (256,)}
 SEQUENCES = 32
-BESIDE = (0.08, 0.16, 0.3, 0.45)
-ALONE = (0.35, 0.55, 0.75)
+BESIDE = (0.15, 0.3, 0.5, 0.7)
+ALONE = (0.45, 0.65, 0.85)
+TIGHTLY = (0.3, 0.5, 0.7)
 LOOSE_AT = 0.3
-RUNG_S, QUICK_RUNG_S = 24.0, 8.0
+RUNG_S, QUICK_RUNG_S = 20.0, 8.0
 WARM_UP_S = 8.0
 QUESTIONS = tuple(
     f"{verb} {thing}" for verb in ("Tell me about", "Why do people like") for thing in ("rain", "tea", "maps", "dogs")
@@ -55,10 +57,11 @@ ANSWER_TOKENS = 24
 
 
 class Outcome(NamedTuple):
-    """What one setting did: its two ladders, the loose load, its greedy answers, its planning time."""
+    """What one setting did: its ladders, the loose load, its greedy answers, its planning time."""
 
     beside: list[Seen]
     alone: list[Seen]
+    tight: list[Seen]
     loose: Seen
     answers: list[str]
     planning: float | None
@@ -74,8 +77,8 @@ class Yardstick(NamedTuple):
 
 def settings(*, is_quick: bool) -> list[Setting]:
     """Return what is compared."""
-    budgets = BUDGETS[1:2] if is_quick else BUDGETS
-    stocks = [stock(policy, budget) for policy in ("priority", "fcfs")[: 1 if is_quick else 2] for budget in budgets]
+    budgets = QUICK_BUDGETS if is_quick else BUDGETS
+    stocks = [stock(policy, budget) for policy, swept in budgets.items() for budget in swept]
     plugins = [plugin(strategy) for strategy in (("slack",) if is_quick else ("qoserve", "slack"))]
     every = ("--max-num-seqs", str(SEQUENCES), "--dtype", "float32")
     return [setting._replace(flags=(*every, *setting.flags)) for setting in (*stocks, *plugins)]
@@ -109,7 +112,8 @@ def outcome(url: str, setting: Setting, by: Yardstick, args: argparse.Namespace)
     seconds = QUICK_RUNG_S if args.quick else RUNG_S
     client.run(Load(0.2 * by.bound, 4.0 if args.quick else WARM_UP_S, by.slo))
     beside = climb(client, by, BESIDE[1:3] if args.quick else BESIDE, seconds, has_backlog=True)
-    alone = climb(client, by, ALONE[1:2] if args.quick else ALONE, seconds, has_backlog=False)
+    alone = climb(client, by, ALONE[1:2] if args.quick else ALONE, seconds)
+    tight = climb(client, by._replace(slo=tightened(by.slo)), TIGHTLY[1:2] if args.quick else TIGHTLY, seconds)
     with ThreadPoolExecutor(1) as pool:
         asked = pool.submit(answers, url, setting)
         loose = client.run(Load(LOOSE_AT * by.bound, seconds, loosened(by.slo)))
@@ -117,10 +121,12 @@ def outcome(url: str, setting: Setting, by: Yardstick, args: argparse.Namespace)
     found = numbers(url)
     steps_s = found.get("setpoint_measured_seconds_total")
     planning = None if not steps_s else found.get("setpoint_planning_seconds_total", 0.0) / steps_s
-    return Outcome(beside, alone, loose, told, planning)
+    return Outcome(beside, alone, tight, loose, told, planning)
 
 
-def climb(client: Client, by: Yardstick, shares: tuple[float, ...], seconds: float, *, has_backlog: bool) -> list[Seen]:
+def climb(
+    client: Client, by: Yardstick, shares: tuple[float, ...], seconds: float, *, has_backlog: bool = False
+) -> list[Seen]:
     """Offer rising rates, until too few requests meet their targets."""
     seen: list[Seen] = []
     for share in shares:
@@ -144,12 +150,6 @@ def answers(url: str, setting: Setting) -> list[str]:
         return list(pool.map(answer, QUESTIONS))
 
 
-def held(seen: list[Seen]) -> float:
-    """Return the chat rate held at what was promised; at least the lowest rung, so that ratios stay bounded."""
-    rungs = [one.rung for one in seen]
-    return max(capacity_of(rungs), rungs[0].rate)
-
-
 def row(name: str, came: Outcome, by: Yardstick) -> dict[str, object]:
     """Return what is printed of a setting."""
     rungs = [one.rung for one in came.beside]
@@ -166,9 +166,11 @@ def row(name: str, came: Outcome, by: Yardstick) -> dict[str, object]:
         **{f"{r.rate:.2f}/s": f"{r.attainment:.3f} of {r.requests}" for r in rungs},
         "chat/s alone": capacity_of([one.rung for one in came.alone]),
         **{f"alone {one.rung.rate:.2f}/s": f"{one.rung.attainment:.3f}" for one in came.alone},
+        "chat/s alone, tight": capacity_of([one.rung for one in came.tight]),
+        **{f"tight {one.rung.rate:.2f}/s": f"{one.rung.attainment:.3f}" for one in came.tight},
         "loose": came.loose.rung.attainment,
         "tokens/s, loose": came.loose.tokens_per_s,
-        "failed": sum(one.failed for one in (*came.beside, *came.alone, came.loose)),
+        "failed": sum(one.failed for one in (*came.beside, *came.alone, *came.tight, came.loose)),
     }
 
 
@@ -176,13 +178,13 @@ def ratios(found: dict[str, Outcome], by: Yardstick) -> dict[str, float | None]:
     """Return the ratios that the module describes."""
     stocks = {name: came for name, came in found.items() if name.startswith("stock")}
     slack, qoserve = found["plug-in slack"], found.get("plug-in qoserve")
-    beside, alone = held(slack.beside), held(slack.alone)
+    beside = held(slack.beside)
     first, *others = [came.answers for came in stocks.values()]
     return {
         "over_best_stock": beside / max(held(came.beside) for came in stocks.values()),
         "over_qoserve": None if qoserve is None else beside / held(qoserve.beside),
         "of_stock_without_batch": beside / max(held(came.alone) for came in stocks.values()),
-        "alone_over_stock": alone / max(held(came.alone) for came in stocks.values()),
+        "alone_over_stock": held(slack.tight) / max(held(came.tight) for came in stocks.values()),
         "loose_attainment": slack.loose.rung.attainment - max(c.loose.rung.attainment for c in stocks.values()),
         "throughput_of_stock": slack.loose.tokens_per_s / max(c.loose.tokens_per_s for c in stocks.values()),
         "same_answers": same(first, slack.answers),

@@ -28,6 +28,7 @@ from statistics import mean, median
 from typing import Any, NamedTuple
 
 from reporting import arguments, report, say
+from vllm_made import BLOCK_TOKENS, CONTEXT_MAX, Made, made_request, made_scheduler
 
 from setpoint import seeds
 
@@ -38,10 +39,6 @@ CONTENDERS: dict[str, dict[str, Any] | None] = {
     "slack": {"name": "slack", "reserve": 0.0},
 }
 BACKLOG = 64
-STEP_TOKENS = 2048
-CONTEXT_MAX = 1024
-BLOCK_TOKENS = 16
-EOS = 2
 WARM_UP_STEPS = 60
 STEP_S, TOKEN_S = 0.008, 2e-5
 CLASSES = {"chat": {"ttft_ms": 2000, "tpot_ms": 100}}
@@ -97,13 +94,9 @@ class Crowd:
         self._spent_ns = 0
         self.computed = 0
         strategy = CONTENDERS[name]
-        self.scheduler = made_scheduler(
-            args.model,
-            running=running,
-            depth=depth,
-            blocks=running * (CONTEXT_MAX // BLOCK_TOKENS),
-            options=strategy and {"strategy": strategy, "default_class": "chat", "classes": CLASSES},
-        )
+        options = strategy and {"strategy": strategy, "default_class": "chat", "classes": CLASSES}
+        blocks = running * (CONTEXT_MAX // BLOCK_TOKENS)
+        self.scheduler = made_scheduler(Made(args.model, running, depth, blocks, options=options))
         pilot = getattr(self.scheduler, "setpoint", None)
         if pilot is not None:
             pilot._parts = pilot._parts._replace(clock=lambda: self._now, wall=lambda: self._now)  # noqa: SLF001
@@ -165,77 +158,6 @@ class Crowd:
         prompt = [self._draw.randint(10, 900) for _ in range(self._draw.randint(16, 64))]
         asked = {"setpoint.class": "batch"} if is_batch else {}
         return made_request(name, prompt, self._draw.randint(256, 768), at=self._now, asked=asked)
-
-
-def made_request(name: str, prompt: list[int], output: int, *, at: float, asked: dict[str, Any]) -> Any:  # noqa: ANN401
-    """Return a request of vLLM that arrives at `at`; `asked`: its `vllm_xargs`."""
-    sampling = importlib.import_module("vllm.sampling_params")
-    utils = importlib.import_module("vllm.v1.core.kv_cache_utils")
-    digest = importlib.import_module("vllm.utils.hashing").sha256
-    utils.init_none_hash(digest)
-    params = sampling.SamplingParams(max_tokens=output, extra_args=asked or None)
-    params.update_from_generation_config({}, EOS)
-    return importlib.import_module("vllm.v1.request").Request(
-        request_id=name,
-        prompt_token_ids=prompt,
-        sampling_params=params,
-        pooling_params=None,
-        arrival_time=at,
-        block_hasher=utils.get_request_block_hasher(BLOCK_TOKENS, digest),
-    )
-
-
-def made_scheduler(
-    model: str,
-    *,
-    running: int,
-    depth: int,
-    blocks: int,
-    budget: int = STEP_TOKENS,
-    policy: str = "fcfs",
-    options: dict[str, Any] | None = None,
-) -> Any:  # noqa: ANN401
-    """Return a scheduler of vLLM with KV in name only: stock, or with `options` the plug-in's."""
-    config = importlib.import_module("vllm.config")
-    cache = importlib.import_module("vllm.v1.kv_cache_interface")
-    vllm_config = config.VllmConfig(
-        model_config=config.ModelConfig(
-            model=model, dtype="float32", seed=0, max_model_len=CONTEXT_MAX, skip_tokenizer_init=True
-        ),
-        scheduler_config=config.SchedulerConfig(
-            max_num_seqs=running,
-            max_num_batched_tokens=budget,
-            max_model_len=CONTEXT_MAX,
-            enable_chunked_prefill=True,
-            is_encoder_decoder=False,
-            policy=policy,
-        ),
-        cache_config=config.CacheConfig(block_size=BLOCK_TOKENS, enable_prefix_caching=True),
-        additional_config={} if options is None else {"setpoint": options},
-    )
-    # a CPU platform switches it off; no runner of the kind is used here
-    vllm_config.scheduler_config.async_scheduling = depth > 1
-    vllm_config.cache_config.num_gpu_blocks = blocks + 1
-    float32 = importlib.import_module("torch").float32
-    spec = cache.FullAttentionSpec(block_size=BLOCK_TOKENS, num_kv_heads=1, head_size=1, dtype=float32)
-    groups = [cache.KVCacheGroupSpec(["layer"], spec)]
-    grammars = importlib.import_module("vllm.v1.structured_output").StructuredOutputManager(vllm_config)
-    return _class(is_stock=options is None, depth=depth)(
-        vllm_config=vllm_config,
-        kv_cache_config=cache.KVCacheConfig(num_blocks=blocks + 1, kv_cache_tensors=[], kv_cache_groups=groups),
-        structured_output_manager=grammars,
-        block_size=BLOCK_TOKENS,
-        hash_block_size=BLOCK_TOKENS,
-        log_stats=True,
-    )
-
-
-def _class(*, is_stock: bool, depth: int) -> Any:  # noqa: ANN401
-    if not is_stock:
-        return importlib.import_module("setpoint.engines.vllm").SetpointScheduler
-    if depth > 1:
-        return importlib.import_module("vllm.v1.core.sched.async_scheduler").AsyncScheduler
-    return importlib.import_module("vllm.v1.core.sched.scheduler").Scheduler
 
 
 def costs(running: int, depth: int, steps: int, args: argparse.Namespace) -> dict[str, list[Step]]:
