@@ -11,16 +11,15 @@ loop's at 16 sequences.
 """
 
 import time
-from collections.abc import Sequence
 from statistics import median
 
+from bare import Bare
 from embedded import Bench
 from reporting import arguments, report
 
 from setpoint.core.replica import ReplicaMachine
 from setpoint.core.strategies import make_strategy
 from setpoint.engines.api import Generation, Sampling
-from setpoint.engines.llamacpp.context import Context
 from setpoint.model import PRESETS, Admit, Arrived, Request, RunStep, StepFinished, StepPlan
 from setpoint.steptime.learner import LearnedStepTime
 from setpoint.steptime.model import linear
@@ -87,51 +86,11 @@ class Engine:
                 self._bench.executor.admit(command.request_id, command.slot)
 
 
-class Bare:
-    """The same forward passes with nothing around them: the batch stands as it is, and `llama_decode` is called."""
-
-    def __init__(self, bench: Bench, width: int) -> None:
-        """Prefill `width` sequences of a context of its own."""
-        kv = bench.executor.kv
-        self._context = Context(
-            bench.model,
-            cells=kv.sequence_tokens * width,
-            sequences=width,
-            step_tokens_max=PROMPT_TOKENS,
-            threads=bench.executor.threads,
-            is_shared=kv.layout == "shared",
-        )
-        self._width = width
-        self._position = PROMPT_TOKENS
-        for sequence in range(width):
-            self._fill(1, bench.prompt(PROMPT_TOKENS), range(PROMPT_TOKENS), [sequence] * PROMPT_TOKENS)
-            self._context.decode(PROMPT_TOKENS)
-        self._fill(width, bench.prompt(width), [PROMPT_TOKENS] * width, range(width))
-
-    def step(self) -> float:
-        """Run one forward pass; return its seconds."""
-        start = time.perf_counter()
-        self._context.position[: self._width] = self._position
-        self._context.decode(self._width)
-        self._position += 1
-        return time.perf_counter() - start
-
-    def close(self) -> None:
-        """Free the context."""
-        self._context.close()
-
-    def _fill(self, outputs: int, tokens: Sequence[int], positions: Sequence[int], sequences: Sequence[int]) -> None:
-        size = len(tokens)
-        self._context.token[:size] = tokens
-        self._context.position[:size] = positions
-        self._context.sequence[:size] = sequences
-        self._context.is_output[:size] = 0
-        self._context.is_output[size - outputs : size] = 1
-
-
 def measure(bench: Bench, width: int, steps: int) -> tuple[float, float]:
     """Return the median seconds of a step of the engine and of the bare loop, run in turn."""
-    engine, bare = Engine(bench, width), Bare(bench, width)
+    engine, kv = Engine(bench, width), bench.executor.kv
+    is_shared = kv.layout == "shared"
+    bare = Bare(bench, range(width), PROMPT_TOKENS, slots=width, cells_each=kv.sequence_tokens, is_shared=is_shared)
     pairs = []
     for step in range(steps):
         sides = (engine.step, bare.step) if step % 2 else (bare.step, engine.step)

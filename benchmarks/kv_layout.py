@@ -9,13 +9,11 @@ Ratios: `per_slot_16_short`, `per_slot_16_long`, `per_slot_32_short`, `per_slot_
 shared pool over those with per-slot KV. `gap_16_short`: the same where neighbours do not run.
 """
 
-import time
 from statistics import median
 
+from bare import Bare
 from embedded import Bench
 from reporting import Row, arguments, report, say
-
-from setpoint.engines.llamacpp.context import Context
 
 SLOTS, CELLS_EACH = 32, 512
 SHORT, LONG = 100, 400
@@ -28,45 +26,6 @@ CASES = {
 }
 
 
-class Sequences:
-    """A context with sequences 0, `stride`, 2 `stride` ... of `tokens` tokens each."""
-
-    def __init__(self, bench: Bench, count: int, stride: int, tokens: int, *, is_shared: bool) -> None:
-        """Prefill them one by one."""
-        self._context = Context(
-            bench.model,
-            cells=SLOTS * CELLS_EACH,
-            sequences=SLOTS,
-            step_tokens_max=CELLS_EACH,
-            threads=bench.executor.threads,
-            is_shared=is_shared,
-        )
-        self._ids = [stride * i for i in range(count)]
-        self._tokens = tokens
-        for sequence in self._ids:
-            self._fill(list(bench.prompt(tokens)), list(range(tokens)), [sequence] * tokens)
-            self._context.is_output[: tokens - 1] = 0
-            self._context.decode(tokens)
-
-    def step(self) -> float:
-        """Decode one token of each; return the seconds."""
-        count = len(self._ids)
-        self._fill([500] * count, [self._tokens] * count, self._ids)
-        self._tokens += 1
-        start = time.perf_counter()
-        self._context.decode(count)
-        return time.perf_counter() - start
-
-    def close(self) -> None:
-        """Free the context."""
-        self._context.close()
-
-    def _fill(self, tokens: list[int], positions: list[int], sequences: list[int]) -> None:
-        size, context = len(tokens), self._context
-        context.token[:size], context.position[:size], context.sequence[:size] = tokens, positions, sequences
-        context.is_output[:size] = 1
-
-
 def main() -> None:
     """Run the benchmark."""
     args = arguments(__doc__ or "")
@@ -75,8 +34,11 @@ def main() -> None:
     rows: list[Row] = []
     with Bench(args, slots=1, kv_tokens=512) as bench:
         for name, (count, stride, tokens) in CASES.items():
-            per_slot = Sequences(bench, count, stride, tokens, is_shared=False)
-            shared = Sequences(bench, count, stride, tokens, is_shared=True)
+            ids = range(0, stride * count, stride)
+            per_slot, shared = (
+                Bare(bench, ids, tokens, slots=SLOTS, cells_each=CELLS_EACH, is_shared=is_shared)
+                for is_shared in (False, True)
+            )
             pairs = [(per_slot.step(), shared.step()) for _ in range(steps)]
             per_slot.close()
             shared.close()
