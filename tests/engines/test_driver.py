@@ -19,14 +19,30 @@ from setpoint.engines.llamacpp.starter import resolve_model
 from setpoint.engines.llamacpp.text import TextStream
 from setpoint.engines.observe import Observation
 from setpoint.errors import EngineError, RequestError
-from setpoint.model import PRESETS, AnyCommand, AnyEvent, RunStep, StepFinished
+from setpoint.model import PRESETS, AnyCommand, AnyEvent, Arrived, RunStep, StepFinished
 from setpoint.steptime.learner import LearnedStepTime
 from setpoint.steptime.model import linear
 from setpoint.units import Tokens
 
 pytestmark = pytest.mark.model
 
-Journal = list[tuple[AnyEvent, list[AnyCommand]]]
+
+class Journal(list[tuple[AnyEvent, list[AnyCommand]]]):
+    """A sink that keeps what it is told; `begun` is what was not answered."""
+
+    begun: AnyEvent | None = None
+    is_closed = False
+
+    def begin(self, event: AnyEvent) -> None:
+        self.begun = event
+
+    def end(self, commands: list[AnyCommand]) -> None:
+        assert self.begun is not None
+        self.append((self.begun, commands))
+        self.begun = None
+
+    def close(self) -> None:
+        self.is_closed = True
 
 
 class CountingExecutor(LlamaExecutor):
@@ -148,10 +164,10 @@ def test_more_requests_than_slots_are_all_answered_and_all_seen(executor: Counti
 
 
 def test_the_durations_told_to_the_machine_add_up_to_the_wall_clock(executor: CountingExecutor) -> None:
-    journal: Journal = []
+    journal = Journal()
 
     async def talk() -> None:
-        async with driving(executor, journal_sink=lambda *entry: journal.append(entry)) as driver:
+        async with driving(executor, journal_sink=journal) as driver:
             await answer(driver, asking(executor.model, output_tokens=12))
 
     asyncio.run(talk())
@@ -162,10 +178,10 @@ def test_the_durations_told_to_the_machine_add_up_to_the_wall_clock(executor: Co
 
 
 def test_the_journal_replayed_gives_the_same_commands(executor: CountingExecutor) -> None:
-    journal: Journal = []
+    journal = Journal()
 
     async def talk() -> None:
-        async with driving(executor, journal_sink=lambda *entry: journal.append(entry)) as driver:
+        async with driving(executor, journal_sink=journal) as driver:
             asks = [asking(executor.model, f"{n}:", 3 + n, class_name=name) for n, name in enumerate(PRESETS)]
             await asyncio.gather(*(answer(driver, ask) for ask in asks))
 
@@ -331,12 +347,33 @@ def test_a_fault_of_the_machine_ends_the_service_and_not_the_process(executor: C
     assert "a bug" in failure
 
 
+def test_the_journal_ends_with_the_event_on_which_the_machine_failed(executor: CountingExecutor) -> None:
+    machine, journal = new_machine(executor), Journal()
+
+    def handle(event: AnyEvent) -> list[AnyCommand]:
+        assert not isinstance(event, StepFinished), "a bug"
+        return machine.handle(event)
+
+    async def talk() -> None:
+        async with driving(executor, handle=handle, journal_sink=journal) as driver:
+            for _ in range(2):
+                with pytest.raises(EngineError, match="a bug"):
+                    await answer(driver, asking(executor.model))
+
+    asyncio.run(talk())
+    assert [type(event) for event, _ in journal] == [Arrived]
+    assert isinstance(journal.begun, StepFinished)
+    assert journal.is_closed
+
+
 def test_a_journal_that_cannot_be_written_stops_nobody(executor: CountingExecutor) -> None:
-    def full(_event: AnyEvent, _commands: list[AnyCommand]) -> None:
-        raise OSError("no space left")
+    class Full(Journal):
+        def begin(self, event: AnyEvent) -> None:
+            super().begin(event)
+            raise OSError("no space left")
 
     async def talk() -> list[GenerationEvent]:
-        async with driving(executor, journal_sink=full) as driver:
+        async with driving(executor, journal_sink=Full()) as driver:
             return await answer(driver, asking(executor.model))
 
     assert isinstance(asyncio.run(talk())[-1], Finished)

@@ -12,14 +12,14 @@ from setpoint.core.replica import ReplicaMachine
 from setpoint.core.strategies import STRATEGIES, make_strategy
 from setpoint.engines.journal import JournalFile
 from setpoint.errors import ConfigError, JournalError
-from setpoint.journal import Header, ReplayReport, encode_entry, encode_header, replay
+from setpoint.journal import Header, ReplayReport, Unanswered, encode_entry, encode_header, encode_unanswered, replay
 from setpoint.journal.format import LINE_BYTES_MAX
-from setpoint.model import PRESETS, Capacity, Request, Tick
+from setpoint.model import PRESETS, Capacity, Request, StepFinished, Tick
 from setpoint.seeds import stream
 from setpoint.sim.replica import Arrival, ReplicaSimulator
 from setpoint.steptime.learner import FixedStepTime, LearnedStepTime, restored
 from setpoint.steptime.model import StepTimeModel, encode, linear
-from setpoint.units import Blocks, Instant, Tokens
+from setpoint.units import Blocks, Instant, Seconds, Tokens
 
 CAPACITY = Capacity(
     slots=8,
@@ -161,7 +161,8 @@ class TestOnFile:
         with closing(JournalFile(path, header(), size_max=size_max)) as sink:
             for at in (0.0, 0.5, 2.0):
                 event = Tick(at=Instant(at))
-                sink(event, machine.handle(event))
+                sink.begin(event)
+                sink.end(machine.handle(event))
 
     def run(self, *arguments: str) -> int | str | None:
         with pytest.raises(SystemExit) as end:
@@ -198,6 +199,33 @@ class TestOnFile:
         path.write_bytes(path.read_bytes()[:-2])
         assert self.run(str(path)) == 0
         assert "the last line was cut off" in capsys.readouterr().out
+
+    def test_an_event_on_which_the_machine_failed_can_be_replayed(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        path = tmp_path / "journal.jsonl"
+        machine = ReplicaMachine(make_strategy("slack", chunk_min=8), PRESETS, CAPACITY, LearnedStepTime(believed()))
+        events = (Tick(at=Instant(0.0)), StepFinished(at=Instant(0.5), step_id=7, step_seconds=(Seconds(0.1),)))
+        with closing(JournalFile(path, header())) as sink:
+            sink.begin(events[0])
+            sink.end(machine.handle(events[0]))
+            sink.begin(events[1])
+            with pytest.raises(AssertionError) as fault:
+                machine.handle(events[1])
+        report = replayed(path.read_bytes().splitlines(keepends=True))
+        assert report.unanswered == Unanswered(line=3, at=0.5, event="StepFinished", error=repr(fault.value))
+        assert (report.events, report.is_identical, report.is_cut) == (1, True, False)
+        assert self.run(str(path)) == 0
+        assert "line 3 (StepFinished at 0.5) was not answered" in capsys.readouterr().out
+
+    def test_an_event_that_is_answered_after_all_is_told_as_such(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        path = tmp_path / "journal.jsonl"
+        self.write(path)
+        path.write_bytes(path.read_bytes() + encode_unanswered(Tick(at=Instant(3.0))))
+        assert self.run(str(path)) == 0
+        assert "line 5 (Tick at 3.0) was not answered when it was written; here it is" in capsys.readouterr().out
 
     def test_a_file_without_lines_is_refused(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         path = tmp_path / "zeros"

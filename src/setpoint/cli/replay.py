@@ -10,7 +10,7 @@ import msgspec
 import typer
 
 from setpoint.errors import JournalError
-from setpoint.journal import Divergence, ReplayReport, replay
+from setpoint.journal import Divergence, ReplayReport, Unanswered, replay
 from setpoint.journal.format import LINE_BYTES_MAX
 from setpoint.steptime.saved import restored
 
@@ -61,12 +61,19 @@ def _text(report: ReplayReport) -> str:
     lines = [f"{counts} (strategy {report.strategy})"]
     if report.is_cut:
         lines.append("the last line was cut off and is left out")
+    if report.unanswered is not None:
+        lines.append(_unanswered(report.unanswered))
     if report.divergence is None:
         lines.append("identical: every command came out as it was recorded")
     else:
         lines += _difference(report.divergence)
         lines.append(f"written by {report.made_by or 'an unknown version'}")
     return "\n".join(lines) + "\n"
+
+
+def _unanswered(last: Unanswered) -> str:
+    where = f"line {last.line} ({last.event} at {last.at!r}) was not answered when it was written"
+    return f"{where}: the scheduler fails on it with {last.error}" if last.error else f"{where}; here it is answered"
 
 
 def _difference(divergence: Divergence) -> list[str]:

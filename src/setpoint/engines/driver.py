@@ -18,9 +18,10 @@ from typing import Self
 import msgspec
 
 from setpoint.engines.api import Executor, Finished, Generation, GenerationEvent, Refused, TextStream
+from setpoint.engines.journal import JournalSink
 from setpoint.engines.loop import EngineLoop
 from setpoint.engines.observe import DriverStatus, Observation, Observer
-from setpoint.engines.parts import Drain, Handle, JournalSink, Left, Message, Opened, Parts
+from setpoint.engines.parts import Drain, Handle, Left, Message, Opened, Parts
 from setpoint.engines.ticket import Delivery, Ticket
 from setpoint.errors import EngineError
 from setpoint.units import Instant
@@ -48,9 +49,9 @@ class Driver:
     ) -> None:
         """Take the machine's door `handle` and the executor over: nobody else may call either from now on.
 
-        `requests_max` bounds the requests held at once, waiting or running. `journal_sink` is called on the engine
-        thread with each event and its commands; `observer` on the event loop. A step that takes longer than `stall_s`
-        counts as a failure until it ends.
+        `requests_max` bounds the requests held at once, waiting or running. `journal_sink` is told each event
+        and its commands on the engine thread; `observer` is called on the event loop. A step that takes longer than
+        `stall_s` counts as a failure until it ends.
         """
         self._text_stream = text_stream
         self._observer = observer

@@ -17,13 +17,13 @@ from typing import Any
 
 from setpoint.engines.api import StepOutput
 from setpoint.engines.book import Book
+from setpoint.engines.journal import Recorder
 from setpoint.engines.observe import StepRecord
 from setpoint.engines.parts import Inbox, Left, MachineError, Message, Opened, Parts
 from setpoint.engines.ticket import Ticket
 from setpoint.errors import EngineError, UserError
 from setpoint.model import (
     Admit,
-    AnyCommand,
     AnyEvent,
     Arrived,
     Cancelled,
@@ -52,7 +52,7 @@ class EngineLoop:
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
         self._executor = parts.executor
-        self._journal_sink = parts.journal_sink
+        self._journal = Recorder(parts.journal_sink)
         self._book = Book(parts.executor.capacity)
         self._plan: StepPlan | None = None
         self._planned_at = Instant(0.0)
@@ -98,11 +98,13 @@ class EngineLoop:
 
     def _tell(self, event: AnyEvent) -> None:
         """Hand one event to the machine and carry out what it commands."""
+        self._journal.begin(event)
         try:
             commands = self._parts.handle(event)
         except Exception as error:
+            self._journal.close()
             raise MachineError from error
-        self._write_journal(event, commands)
+        self._journal.end(commands)
         self.wake_at = None
         for command in commands:
             # noted before any command can fail: the machine waits for the end of every plan that it made
@@ -114,15 +116,6 @@ class EngineLoop:
             carry_out = self._carriers.get(type(command))
             if carry_out is not None:
                 carry_out(command)
-
-    def _write_journal(self, event: AnyEvent, commands: list[AnyCommand]) -> None:
-        if self._journal_sink is None:
-            return
-        try:
-            self._journal_sink(event, commands)
-        except Exception:
-            log.exception("the journal cannot be written: it ends here, serving goes on")
-            self._journal_sink = None
 
     def _read_clock(self) -> Instant:
         self._now = Instant(max(self._now, self._parts.clock()))

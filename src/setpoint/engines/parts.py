@@ -5,12 +5,12 @@ from collections.abc import Callable, Iterable
 import msgspec
 
 from setpoint.engines.api import Executor
+from setpoint.engines.journal import JournalSink
 from setpoint.engines.observe import Observation
 from setpoint.engines.ticket import Delivery, Ticket
 from setpoint.model import AnyCommand, AnyEvent
 
 Handle = Callable[[AnyEvent], list[AnyCommand]]
-JournalSink = Callable[[AnyEvent, list[AnyCommand]], None]
 Deliver = Callable[[list[tuple[Ticket, Delivery]], Observation], None]
 
 
@@ -39,8 +39,8 @@ Inbox = Callable[[], Iterable[Message]]
 class Parts(msgspec.Struct, frozen=True, kw_only=True):
     """What a loop is made of.
 
-    `handle` is the door of the machine; `deliver` takes what was produced, at most once a step; `journal_sink` gets
-    every event with the commands that answered it.
+    `handle` is the door of the machine; `deliver` takes what was produced, at most once a step; `journal_sink` is
+    told every event before it is handled, and the commands that answered it.
     """
 
     handle: Handle

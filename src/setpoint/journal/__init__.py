@@ -6,10 +6,11 @@ from setpoint.journal.format import (
     Header,
     encode_entry,
     encode_header,
+    encode_unanswered,
     read_entries,
     read_header,
 )
-from setpoint.journal.replay import Divergence, ReplayReport, replay
+from setpoint.journal.replay import Divergence, ReplayReport, Unanswered, replay
 
 __all__ = [
     "FORMAT",
@@ -17,8 +18,10 @@ __all__ = [
     "Entry",
     "Header",
     "ReplayReport",
+    "Unanswered",
     "encode_entry",
     "encode_header",
+    "encode_unanswered",
     "read_entries",
     "read_header",
     "replay",

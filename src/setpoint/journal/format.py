@@ -4,9 +4,10 @@
     {"e":{"type":"Arrived","at":0.25,"request":{…}},"c":[{"type":"Admit",…},{"type":"RunStep","plan":{…}}]}
 
 `e` is the event as the machine got it, `c` the commands that it answered with, both as JSON. Floats are written so that
-they are read back as the same number, so that commands can be compared byte by byte. Every line ends with a line feed
-and is written whole or not at all: a last line without one was cut off when the writer died, and is left out; any other
-line that cannot be read is damage. A journal begins with a machine that is idle and empty; there is no joining in.
+they are read back as the same number, so that commands can be compared byte by byte. Every line ends with a line feed:
+a last line without one was cut off when the writer died, and is left out; any other line that cannot be read is damage.
+A last line of `{"e":…` alone, whole as far as it goes, is an event that the machine did not answer: it failed on it. A
+journal begins with a machine that is idle and empty; there is no joining in.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -57,12 +58,17 @@ class _Line(msgspec.Struct, frozen=True):
     c: msgspec.Raw
 
 
+class _Unanswered(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    e: AnyEvent
+
+
 class _Version(msgspec.Struct, frozen=True):
     setpoint_journal: int
 
 
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(_Line)
+_unanswered_decoder = msgspec.json.Decoder(_Unanswered)
 
 
 def encode_header(header: Header) -> bytes:
@@ -79,6 +85,11 @@ def encode_commands(commands: list[AnyCommand]) -> bytes:
 def encode_entry(event: AnyEvent, commands: list[AnyCommand]) -> bytes:
     """Return the line of one event and the commands that answered it."""
     return b'{"e":%b,"c":%b}\n' % (_encoder.encode(event), _encoder.encode(commands))
+
+
+def encode_unanswered(event: AnyEvent) -> bytes:
+    """Return the end of a journal whose machine was told the event and did not answer."""
+    return b'{"e":%b' % _encoder.encode(event)
 
 
 def read_header(line: bytes) -> Header:
@@ -114,6 +125,16 @@ def read_entries(lines: Iterable[bytes]) -> Iterator[Entry]:
                 f"line {number} is damaged: {error}", hint="what stands before it can still be replayed on its own"
             ) from error
         yield Entry(number, read.e, bytes(read.c))
+
+
+def read_unanswered(line: bytes) -> AnyEvent | None:
+    """Return the event that the machine did not answer, if the last line tells of one."""
+    if not is_cut(line):
+        return None
+    try:
+        return _unanswered_decoder.decode(line + b"}").e
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return None
 
 
 def is_cut(line: bytes) -> bool:

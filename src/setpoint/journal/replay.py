@@ -1,4 +1,7 @@
-"""Replay: the machine made again from the header, given the same events, must answer with the same bytes."""
+"""Replay: the machine made again from the header, given the same events, must answer with the same bytes.
+
+An event at the end that was never answered is told to the machine too: it should fail on it as it did then.
+"""
 
 from collections.abc import Callable, Iterable, Iterator
 
@@ -8,7 +11,15 @@ from setpoint.core.replica import ReplicaMachine
 from setpoint.core.steered import SteeredMachine
 from setpoint.core.strategies import make_strategy
 from setpoint.errors import JournalError
-from setpoint.journal.format import Header, MachineKind, encode_commands, is_cut, read_entries, read_header
+from setpoint.journal.format import (
+    Header,
+    MachineKind,
+    encode_commands,
+    is_cut,
+    read_entries,
+    read_header,
+    read_unanswered,
+)
 from setpoint.model import RunStep, StepTime
 
 MACHINES: dict[MachineKind, type[ReplicaMachine]] = {"replica": ReplicaMachine, "steered": SteeredMachine}
@@ -27,8 +38,20 @@ class Divergence(msgspec.Struct, frozen=True, kw_only=True):
     replayed: str
 
 
+class Unanswered(msgspec.Struct, frozen=True, kw_only=True):
+    """The event at the end that was never answered; `error`: how the machine fails on it here, `None` if it answers."""
+
+    line: int
+    at: float
+    event: str
+    error: str | None
+
+
 class ReplayReport(msgspec.Struct, frozen=True, kw_only=True):
-    """What a replay found. `is_cut`: the last line had no end and was left out. `span_s`: first to last event."""
+    """What a replay found. `is_cut`: the last line had no end and was left out. `span_s`: first to last event.
+
+    `unanswered`: the event on which the machine failed, where the journal ends with one.
+    """
 
     strategy: str
     engine: str
@@ -39,6 +62,7 @@ class ReplayReport(msgspec.Struct, frozen=True, kw_only=True):
     span_s: float
     is_cut: bool
     divergence: Divergence | None = None
+    unanswered: Unanswered | None = None
 
     @property
     def is_identical(self) -> bool:
@@ -47,15 +71,17 @@ class ReplayReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Watch:
-    """Passes lines on, and remembers whether the last was cut off."""
+    """Passes lines on, and remembers the last and its number."""
 
     def __init__(self, lines: Iterable[bytes]) -> None:
         self._lines = lines
-        self.is_cut = False
+        self.last = b"\n"
+        self.number = 1
 
     def __iter__(self) -> Iterator[bytes]:
         for line in self._lines:
-            self.is_cut = is_cut(line)
+            self.last = line
+            self.number += 1
             yield line
 
 
@@ -102,6 +128,7 @@ def replay(lines: Iterable[bytes], make_step_time: MakeStepTime) -> ReplayReport
                 replayed=replayed.decode(),
             )
             break
+    unanswered = _unanswered(machine, watch)
     return ReplayReport(
         strategy=header.strategy,
         engine=header.engine,
@@ -110,6 +137,20 @@ def replay(lines: Iterable[bytes], make_step_time: MakeStepTime) -> ReplayReport
         commands=commands,
         steps=steps,
         span_s=last_at - first_at,
-        is_cut=watch.is_cut,
+        is_cut=is_cut(watch.last) and unanswered is None,
         divergence=divergence,
+        unanswered=unanswered,
     )
+
+
+def _unanswered(machine: ReplicaMachine, watch: _Watch) -> Unanswered | None:
+    """Tell the machine the event at the end that it had not answered, if there is one."""
+    event = read_unanswered(watch.last)
+    if event is None:
+        return None
+    error = None
+    try:
+        machine.handle(event)
+    except Exception as fault:  # noqa: BLE001 - whatever it was that the machine failed with
+        error = repr(fault)
+    return Unanswered(line=watch.number, at=event.at, event=type(event).__name__, error=error)

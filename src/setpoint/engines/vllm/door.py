@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable
 
 from setpoint.core.steered import SteeredMachine
-from setpoint.engines.journal import JournalFile
+from setpoint.engines.journal import JournalFile, Recorder
 from setpoint.model import AnyCommand, AnyEvent
 
 FAILURES_MAX = 3
@@ -28,7 +28,7 @@ class Door:
         """Begin with a first machine; `carry_out` does what it commands."""
         self._make_machine = make_machine
         self._carry_out = carry_out
-        self._journal = journal
+        self._journal = Recorder(journal)
         self._failures = 0
         self.machine: SteeredMachine | None = make_machine()
 
@@ -36,8 +36,10 @@ class Door:
         """Hand one event to the machine, and carry out what it commands; return false when that failed just now."""
         if self.machine is None:
             return True
+        self._journal.begin(event)
         try:
             commands = self.machine.handle(event)
+            self._journal.end(commands)
             for command in commands:
                 self._carry_out(command)
         except Exception:
@@ -46,7 +48,6 @@ class Door:
             self.machine = None
             self.close()
             return False
-        self._write_journal(event, commands)
         return True
 
     def renew(self) -> bool:
@@ -59,15 +60,4 @@ class Door:
 
     def close(self) -> None:
         """End the journal, which tells of one machine only."""
-        if self._journal is not None:
-            self._journal.close()
-            self._journal = None
-
-    def _write_journal(self, event: AnyEvent, commands: list[AnyCommand]) -> None:
-        if self._journal is None:
-            return
-        try:
-            self._journal(event, commands)
-        except OSError:
-            log.exception("the journal cannot be written: it ends here, serving goes on")
-            self._journal = None
+        self._journal.close()
