@@ -139,6 +139,7 @@ class Harvester:
         if not ledger.running and draft.is_empty:
             reserve = slots = 0
         begun = [s for s in draft.prefilling() if s.is_harvest]
+        least = self._options.batch_chunk_min
         for group in (begun, ledger.waiting_from((HARVEST,))):
             for sequence in group:
                 if sequence in draft.chunks:
@@ -146,7 +147,7 @@ class Harvester:
                 if sequence.slot is None and draft.free_slots <= slots:
                     draft.binding = Binding("slots")
                     return
-                blocker = draft.add_prefill(sequence, cap_s, chunk_min=self._options.chunk_min, reserve=reserve)
+                blocker = draft.add_prefill(sequence, cap_s, chunk_min=least, reserve=reserve)
                 if blocker is not None:
                     draft.binding = Binding("harvest" if blocker == "slack" else blocker)
                     return

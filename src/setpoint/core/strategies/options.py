@@ -7,7 +7,8 @@ class SlackOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """The parts of `slack`; the defaults are meant for every workload.
 
     `relegation`: `moore-hodgson`, `own-deadline` or `none`. `rate_blend`: 0 counts waiting work at its bare cost, 1 at
-    the rate lately achieved. `chunk_min`: tokens below which a chunk that does not end a prompt does not pay. `pace`
+    the rate lately achieved. `chunk_min`: tokens below which a chunk that does not end a prompt does not pay, since each
+    step that mixes costs more than its tokens; `batch_chunk_min`: the same for batch work, which takes what is left. `pace`
     (at most, where the tail of the step-time model allows it) and `boldness`: the first values of the margins (see
     `setpoint.core.setpoints`), which stay there unless `is_controlled`. `arrival`: share of the tightest TTFT target
     that a step may last. `idle_step_s`: the longest step when no protected class was seen for `memory_s`.
@@ -17,7 +18,8 @@ class SlackOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     relegation: str = "moore-hodgson"
     rate_blend: float = 0.5
-    chunk_min: int = 16
+    chunk_min: int = 64
+    batch_chunk_min: int = 16
     pace: float = 0.95
     boldness: float = 0.25
     arrival: float = 0.5
