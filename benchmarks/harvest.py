@@ -8,16 +8,20 @@ arXiv summarisation) that never ends. The engine is that of `policies.py`. Every
 backlog on the same draws; *inflation* is that of its own online-only run under `slack`, *share* the offline tokens a
 second over those of the backlog alone.
 
-Baselines: `priority` with small budgets (online first in a fixed token budget: what vLLM's priority scheduling does),
-and a fixed latency budget for every step, as HyGen sets it (`slack` with its margins fixed and no controller). The
+Bounds: online alone (no share), offline alone (a share of 1: the best of `slack` and of `continuous` with large
+budgets), and `left over`, the machine time that the online work leaves when it is done in the largest batches.
+Baselines: `priority` with its budget swept (online first in a fixed token budget: what vLLM's priority scheduling
+does), and a fixed latency budget for every step with batch work, swept, as HyGen does it (`latency_budget.py`). The
 front of `slack` is walked by the share of what is left that batch work may take at most (`boldness`, held fixed), with
-the default, controlled, beside it.
+the default, controlled, beside it; at half load in full, elsewhere in part.
 
-Ratios: `share_within`: the largest offline share at no more than 5 % P99 TTFT and 2 % P99 TPOT inflation at half load,
-by any point of `slack`'s front; `share_in_slo`: the share of `slack` as it is where 95 % of the online requests still
-meet their targets; `share_priority`: the best of `priority` within the same 5 % and 2 %.
+Ratios, at half load: `share_within`: the largest offline share at no more than 5 % P99 TTFT and 2 % P99 TPOT inflation,
+by any point of `slack`'s front; `share_in_slo`: the share of `slack` as it is, where 95 % of the online requests still
+meet their targets; `..._priority` and `..._latency_budget`: the best of these baselines under the same conditions
+(none: no setting meets them).
 """
 
+from collections.abc import Sequence
 from multiprocessing import Pool
 from os import cpu_count
 from statistics import fmean
@@ -34,10 +38,21 @@ from setpoint.seeds import stream
 from setpoint.sim.replica import Arrival
 from setpoint.units import Instant, Tokens
 
-LOADS = (0.3, 0.5, 0.8)
+HALF = 0.5
+LOADS = (0.3, HALF, 0.8)
+ELSEWHERE = ("slack", "slack, boldness 0.03", "slack, boldness 0.1", "priority 384", "latency budget 30 ms")
 TTFT_MAX, TPOT_MAX = 1.05, 1.02
 _OFFLINE_ID = 10_000_000
 CLASS = chat(1.0, 0.05, 0.95)
+SLACK = Policy(label="slack", strategy="slack")
+ALONE = (
+    SLACK,
+    *(
+        Policy(label=f"continuous {budget}", strategy="continuous", options={"token_budget": budget})
+        for budget in (1024, 2048, 4096)
+    ),
+)
+"""What may say how much batch work the machine does with nothing else to do."""
 
 
 class Case(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,13 +84,22 @@ def policies() -> list[Policy]:
             strategy="slack",
             options={"boldness": share, "is_controlled": False},
         )
-        for share in (0.01, 0.03, 0.1, 0.25, 0.5)
+        for share in (0.01, 0.03, 0.05, 0.07, 0.1, 0.25, 0.5)
     ]
     fixed = [
         Policy(label=f"priority {budget}", strategy="priority", options={"token_budget": budget})
-        for budget in (128, 256, 512)
+        for budget in (128, 256, 384, 512)
     ]
-    return [Policy(label="slack", strategy="slack"), *front, *fixed]
+    timed = [
+        Policy(label=f"latency budget {ms} ms", strategy="latency-budget", options={"budget_s": ms / 1e3})
+        for ms in (20, 30, 40, 50)
+    ]
+    return [SLACK, *front, *fixed, *timed]
+
+
+def compared(load: float) -> list[Policy]:
+    """Return what is compared at this load: everything where the ratios are taken, else some of each."""
+    return [p for p in policies() if load == HALF or p.label in ELSEWHERE]
 
 
 def backlog(seed: int, count: int) -> list[Arrival]:
@@ -125,36 +149,43 @@ def _p99(values: list[float | None]) -> float:
     return rank_quantile(known, 0.99) if known else 0.0
 
 
+def cases(limit: float, seconds: float, seeds: range, loads: Sequence[float]) -> list[Case]:
+    """Return every run: offline alone, and for each load online alone and beside the backlog."""
+    found = []
+    for seed in seeds:
+        found += [Case(policy=p, load=0.0, rate=0.0, has_backlog=True, seed=seed, seconds=seconds) for p in ALONE]
+        for load in loads:
+            rate = load * limit
+            found.append(Case(policy=SLACK, load=load, rate=rate, has_backlog=False, seed=seed, seconds=seconds))
+            found += [
+                Case(policy=p, load=load, rate=rate, has_backlog=True, seed=seed, seconds=seconds)
+                for p in compared(load)
+            ]
+    return found
+
+
 def main() -> None:
     """Run everything and print the front."""
     args = arguments("Batch work beside online traffic.")
-    seconds, seeds = (120.0, 1) if args.quick else (400.0, 3)
+    seconds, seeds, loads = (120.0, 1, (HALF,)) if args.quick else (300.0, 3, LOADS)
     limit = bound("conv", 2000 if args.quick else 6000)
-    slack = policies()[0]
-    cases = []
-    for seed in range(args.seed, args.seed + seeds):
-        cases.append(Case(policy=slack, load=0.0, rate=0.0, has_backlog=True, seed=seed, seconds=seconds))
-        for load in (0.5,) if args.quick else LOADS:
-            cases.append(
-                Case(policy=slack, load=load, rate=load * limit, has_backlog=False, seed=seed, seconds=seconds)
-            )
-            cases += [
-                Case(policy=p, load=load, rate=load * limit, has_backlog=True, seed=seed, seconds=seconds)
-                for p in policies()
-            ]
-    say(f"{len(cases)} runs")
+    wanted = cases(limit, seconds, range(args.seed, args.seed + seeds), loads)
+    say(f"{len(wanted)} runs")
     with Pool(cpu_count()) as pool:
-        found = pool.map(run, cases, chunksize=1)
-    alone = fmean(o.offline_tokens_per_s for o in found if o.case.rate == 0.0)
-    rows = []
-    for load in sorted({o.case.load for o in found} - {0.0}):
+        found = pool.map(run, wanted, chunksize=1)
+    by_policy = [[o.offline_tokens_per_s for o in found if not o.case.load and o.case.policy == p] for p in ALONE]
+    alone = max(fmean(rates) for rates in by_policy)
+    rows: list[dict[str, float | str]] = []
+    for load in loads:
         base = [o for o in found if o.case.load == load and not o.case.has_backlog]
         ttft, tpot = fmean(o.ttft_p99 for o in base), fmean(o.tpot_p99 for o in base)
         rows.append(_row("online alone", load, base, ttft, tpot, alone))
-        for policy in policies():
+        rows.append({"policy": "left over", "load": load, "offline share": 1.0 - load})
+        for policy in compared(load):
             chosen = [o for o in found if o.case.load == load and o.case.has_backlog and o.case.policy == policy]
             rows.append(_row(policy.label, load, chosen, ttft, tpot, alone))
-    report("harvest", _ratios(rows), [{"offline alone, tokens/s": alone}, *rows], args)
+    rows.append({"policy": "offline alone", "load": 0.0, "offline share": 1.0, "offline tokens/s": alone})
+    report("harvest", _ratios(rows), rows, args)
 
 
 def _row(
@@ -169,17 +200,19 @@ def _row(
         "TPOT inflation": fmean(o.tpot_p99 for o in found) / tpot,
         "attainment": fmean(o.attainment for o in found),
         "offline share": fmean(o.offline_tokens_per_s for o in found) / alone,
+        "offline tokens/s": fmean(o.offline_tokens_per_s for o in found),
     }
 
 
 def _ratios(rows: list[dict[str, float | str]]) -> dict[str, float | None]:
-    half = [row for row in rows if row["load"] == 0.5]
+    half = [row for row in rows if row["load"] == HALF]
 
     def best(name: str, *, within: bool) -> float | None:
         shares = [
             float(row["offline share"])
             for row in half
             if str(row["policy"]).startswith(name)
+            and "attainment" in row
             and (
                 (float(row["TTFT inflation"]) <= TTFT_MAX and float(row["TPOT inflation"]) <= TPOT_MAX)
                 if within
@@ -191,9 +224,11 @@ def _ratios(rows: list[dict[str, float | str]]) -> dict[str, float | None]:
     own = next(row for row in half if row["policy"] == "slack")
     return {
         "share_within": best("slack", within=True),
-        "share_priority": best("priority", within=True),
+        "share_within_priority": best("priority", within=True),
+        "share_within_latency_budget": best("latency budget", within=True),
         "share_in_slo": float(own["offline share"]) if float(own["attainment"]) >= 0.95 else None,
         "share_in_slo_priority": best("priority", within=False),
+        "share_in_slo_latency_budget": best("latency budget", within=False),
     }
 
 

@@ -21,7 +21,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from multiprocessing import Pool
 from multiprocessing.pool import Pool as PoolType
 from pathlib import Path
@@ -29,58 +29,19 @@ from statistics import fmean, median
 
 import msgspec
 from clairvoyant import relaxed_capacity
-from policy_mixed import BESIDE_SHARES, OVERLOADS, Beside, Overload, beside, overload
-from policy_report import Estimate, estimate, markdown
+from policy_mixed import Beside, Overload, mixed
+from policy_report import Estimate, estimate, markdown, tables
 from policy_runs import Found, Job, Policy, bound, capacity
+from policy_settings import ABLATIONS, PUBLISHED, SLACK, fixed, sweeps
 from policy_worlds import BY_NAME, WORKLOADS, Workload
 from reporting import machine, say
 
-BUDGETS = (256, 384, 512, 1024)
 SWEEP_SHARE = 0.5
 """The sweeps that choose a setting take runs of this share of the requests."""
-PUBLISHED = Policy(label="qoserve, as published", strategy="qoserve")
-SLACK = Policy(label="slack", strategy="slack")
 SWEEP_SEED = 0
 """The draws by which settings are chosen; the table shows others."""
 QUICK = ("conv 1s 50ms 5%", "conv 2s 50ms 1%")
 PARTS_OF = ("conv 1s 50ms 5%", "conv 2s 50ms 1%")
-ABLATIONS: Mapping[str, Mapping[str, float | bool | str]] = {
-    "no relegation": {"relegation": "none"},
-    "relegation of the late alone": {"relegation": "own-deadline"},
-    "margins not controlled": {"is_controlled": False},
-    "steps not sized": {"is_sized": False},
-    "work at its bare cost": {"rate_blend": 0.0},
-    "work at the rate achieved": {"rate_blend": 1.0},
-}
-
-
-def fixed(strategy: str) -> list[Policy]:
-    """Return `strategy` with each of the fixed token budgets."""
-    return [
-        Policy(label=f"{strategy} {budget}", strategy=strategy, options={"token_budget": budget}) for budget in BUDGETS
-    ]
-
-
-def qoserves() -> list[Policy]:
-    """Return `qoserve` with each factor and margin of the sweep."""
-    return [
-        Policy(
-            label=f"qoserve {factor * 1000:g} ms x{margin:g}",
-            strategy="qoserve",
-            options={"factor_s": factor, "margin": margin},
-        )
-        for factor, margin in ((0.0, 1.0), (0.0002, 1.0), (0.001, 1.0), (0.008, 1.0), (0.0, 1.2), (0.001, 1.2))
-    ]
-
-
-def sweeps(workload: Workload) -> dict[str, list[Policy]]:
-    """Return, for each row of the table whose best setting is chosen for the workload, the settings to try."""
-    rows = {"continuous, best budget": fixed("continuous"), "srpf, best budget": fixed("srpf")[1:3]}
-    if len(workload.flows) > 1:
-        rows |= {"priority, best budget": fixed("priority"), "edf, best budget": fixed("edf")}
-    return {**rows, "qoserve, best factor": [PUBLISHED, *qoserves()]}
-
-
 Key = tuple[str, str, int, str | None]
 """Workload, label of the policy, seed, and the one class that arrives, if not all."""
 
@@ -264,29 +225,6 @@ def ratios(table: Table) -> dict[str, float | None]:
     return found
 
 
-def mixed(table: Table, seeds: int, count: int, workers: int) -> None:
-    """Measure chat beside an unlimited backlog, and what is left past the bound."""
-    chosen = [PUBLISHED, *qoserves(), SLACK]
-    limit = table.bounds["conv"]
-    with Pool(workers) as pool:
-        loads = [
-            (p, load, seed, count)
-            for p in [*fixed("priority")[:3], *chosen]
-            for load in BESIDE_SHARES
-            for seed in range(1, seeds + 1)
-        ]
-        table.beside = pool.starmap(beside, [(p, load * limit, load, seed, n) for p, load, seed, n in loads])
-        say("chat beside a backlog: done")
-        pasts = [
-            (p, load, seed)
-            for p in [*fixed("continuous")[1:3], *chosen]
-            for load in OVERLOADS
-            for seed in range(1, seeds + 1)
-        ]
-        table.overload = pool.starmap(overload, [(p, load * limit, load, seed, count) for p, load, seed in pasts])
-        say("past the bound: done")
-
-
 def main() -> None:
     """Run the study and print it."""
     parser = argparse.ArgumentParser(description="Capacity of every strategy beside the bound.")
@@ -307,10 +245,11 @@ def main() -> None:
     started = time.monotonic()
     table = study.run()
     if not args.quick and not args.only:
-        mixed(table, seeds, count, args.workers)
+        table.beside, table.overload = mixed(table.bounds["conv"], seeds, count, args.workers)
     result = {
         "benchmark": "policies",
         "ratios": ratios(table),
+        "tables": tables(table),
         "table": msgspec.to_builtins(table),
         "seeds": seeds,
         "requests": count,

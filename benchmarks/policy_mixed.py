@@ -1,11 +1,14 @@
 """Two loads of `policies.py` that are not a capacity: chat beside an unlimited backlog, and arrivals past the bound."""
 
 from itertools import pairwise
+from multiprocessing import Pool
 from statistics import fmean
 
 import msgspec
 from policy_runs import WARM_UP, Policy, horizon, simulator
+from policy_settings import PUBLISHED, SLACK, fixed, qoserves
 from policy_worlds import BY_NAME, Flow, Workload, arrivals, chat
+from reporting import say
 
 from setpoint.metrics.judge import met
 from setpoint.model import PRESETS
@@ -98,3 +101,17 @@ def overload(policy: Policy, rate: float, load: float, seed: int, count: int) ->
         attainment=fmean(good),
         quartiles=tuple(fmean(good[a:b]) for a, b in pairwise(cut)),
     )
+
+
+def mixed(limit: float, seeds: int, count: int, workers: int) -> tuple[list[Beside], list[Overload]]:
+    """Measure chat beside an unlimited backlog, and what is left past the bound, which is `limit` requests a second."""
+    chosen = [PUBLISHED, *qoserves(), SLACK]
+    drawn = range(1, seeds + 1)
+    with Pool(workers) as pool:
+        loads = [(p, load, seed) for p in [*fixed("priority")[:3], *chosen] for load in BESIDE_SHARES for seed in drawn]
+        besides = pool.starmap(beside, [(p, load * limit, load, seed, count) for p, load, seed in loads])
+        say("chat beside a backlog: done")
+        pasts = [(p, load, seed) for p in [*fixed("continuous")[1:3], *chosen] for load in OVERLOADS for seed in drawn]
+        overloads = pool.starmap(overload, [(p, load * limit, load, seed, count) for p, load, seed in pasts])
+        say("past the bound: done")
+    return besides, overloads

@@ -109,3 +109,42 @@ def _cell(found: Estimate | None, setting: str | None = None) -> str:
 
 def _figure(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
+
+
+def tables(table: "Table") -> list[dict[str, Any]]:
+    """Return the same tables as titles and rows, as `results.py` keeps them."""
+    found: list[dict[str, Any]] = []
+    for is_part, title in ((False, "Capacity as a share of the bound"), (True, "slack with one part removed")):
+        rows = [_capacity_row(table, name, is_part=is_part) for name in table.capacities]
+        found.append({"title": title, "rows": [row for row in rows if len(row) > _NAMES]})
+    beside: dict[str, dict[str, str]] = {}
+    for policy, load in dict.fromkeys((b.policy, b.load) for b in table.beside):
+        runs = [b for b in table.beside if (b.policy, b.load) == (policy, load)]
+        met = _cell(estimate([b.attainment for b in runs]))
+        row = beside.setdefault(policy, {"policy": policy})
+        row[f"at {load:g}"] = f"{met}; {fmean(b.batch_tokens_per_s for b in runs):,.0f} tokens/s"
+    title = "Chat (TTFT 1 s, TPOT 50 ms) beside an unlimited backlog: attainment and batch work, by load over the bound"
+    found.append({"title": title, "rows": list(beside.values())})
+    past: dict[str, dict[str, str]] = {}
+    for policy, load in dict.fromkeys((o.policy, o.load) for o in table.overload):
+        ends = [o for o in table.overload if (o.policy, o.load) == (policy, load)]
+        row = past.setdefault(policy, {"policy": policy})
+        longest = fmean(o.longest for o in ends)
+        row[f"at {load:g}"] = f"{_cell(estimate([o.attainment for o in ends]))}; longest quarter {longest:.2f}"
+    found.append({"title": "Chat (TTFT 2 s, TPOT 50 ms) past the bound: attainment", "rows": list(past.values())})
+    return [one for one in found if one["rows"]]
+
+
+_NAMES = 2
+"""The cells of a row that say what it is: the workload, and `slack` beside its parts."""
+
+
+def _capacity_row(table: "Table", name: str, *, is_part: bool) -> dict[str, str]:
+    cells = table.capacities[name]
+    row = {"workload": name} | ({"slack": _cell(cells["slack"])} if is_part else {})
+    for key, value in cells.items():
+        if key.startswith("slack, ") == is_part:
+            row[key] = _cell(value, table.settings[name].get(key))
+    if not is_part:
+        row |= {"silo": _figure(table.silos.get(name)), "clairvoyant, at most": _figure(table.clairvoyant.get(name))}
+    return row

@@ -7,13 +7,15 @@ neighbouring rates too, so that differences are those of the decisions.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from math import sqrt
 
 import msgspec
+from latency_budget import LatencyBudget
 from policy_worlds import A100, BY_NAME, CAPACITY, Workload, arrivals
 
 from setpoint.core.replica import ReplicaMachine
+from setpoint.core.state import Strategy
 from setpoint.core.strategies import Option, make_strategy
 from setpoint.metrics.judge import met
 from setpoint.model import ServiceClass, Slo
@@ -23,6 +25,8 @@ WARM_UP = 0.1
 STEP = 1.05
 RESOLUTION = 1.02
 LEAST, MOST = 0.02, 1.6
+OTHERS: Mapping[str, Callable[..., Strategy]] = {"latency-budget": LatencyBudget}
+"""Baselines that nobody needs but to compare with them."""
 
 
 class Policy(msgspec.Struct, frozen=True, kw_only=True):
@@ -57,9 +61,11 @@ class Found(msgspec.Struct, frozen=True, kw_only=True):
 def simulator(policy: Policy, classes: Mapping[str, ServiceClass]) -> ReplicaSimulator:
     """Return a fresh replica under `policy`."""
     world = A100()
-    return ReplicaSimulator(
-        ReplicaMachine(make_strategy(policy.strategy, **policy.options), classes, CAPACITY, world), world
-    )
+    if policy.strategy in OTHERS:
+        strategy = OTHERS[policy.strategy](**policy.options)
+    else:
+        strategy = make_strategy(policy.strategy, **policy.options)
+    return ReplicaSimulator(ReplicaMachine(strategy, classes, CAPACITY, world), world)
 
 
 def holds(workload: Workload, policy: Policy, rate: float, seed: int, count: int) -> bool:

@@ -64,7 +64,9 @@ def section(name: str, found: Mapping[str, Any]) -> str:
     ratios = [{"ratio": f"`{key}`", "value": value} for key, value in found["ratios"].items()]
     parts = [f"## {name}", doc[0], f"`{found['command']}`, {found['seconds']} s; {where}.", table(ratios)]
     rows = found.get("rows") or []
-    return "\n\n".join([*parts, table(rows) if rows else ""]).rstrip() + "\n"
+    parts += [table(rows)] if rows else []
+    parts += [f"{one['title']}:\n\n{table(one['rows'])}" for one in found.get("tables") or []]
+    return "\n\n".join(parts) + "\n"
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
