@@ -36,7 +36,9 @@ from setpoint.planner.engine_search import How
 
 USED_SHARE = 1.0 - CONFIRMING - TRIAL_SHARE / 2.0
 """Of a budget of the search, what goes to trials where no confirmation is asked for."""
-BURST_SHARE, BURST_MIN_S, FLOOR_REQUESTS, FLOOR_TRIES = 0.2, 5.0, 8, 3
+BURST_SHARE, BURST_MIN_S, BURST_MAX_S = 0.2, 5.0, 90.0
+"""The burst ends when enough of its requests have; what gives no token for the longest of these hangs."""
+ENDED_MIN, FLOOR_REQUESTS, FLOOR_TRIES = 4, 8, 3
 OUTRUN_AT = 1.1
 """A burst is short: its throughput must lie below what another holds by this factor before it counts as outrun."""
 RAMP = 0.25
@@ -200,15 +202,22 @@ def _burst(bench: Bench, setup: Setup, seconds: float) -> TrialResult | None:
     begun_at = time.monotonic()
     setup.runs = bench.runs
 
+    enough = max(ENDED_MIN, bench.users // 2)
+
     def watch(snapshot: Snapshot) -> str | None:
         bench.tick()
-        return "time" if snapshot.elapsed_s > seconds else None
+        is_enough = snapshot.elapsed_s > seconds and snapshot.ended >= enough
+        return "time" if is_enough or snapshot.elapsed_s > max(BURST_MAX_S, seconds) else None
 
     run = run_closed(setup, bench.users, 50 * bench.users, bench.seed, watch)
     bench.runs += 1
     if run.is_partial:
         raise KeyboardInterrupt
-    start, end = run.start_at + RAMP * seconds, run.start_at + seconds
+    events = [at for one in run.records for at in one.event_at]
+    if not events:
+        return None
+    first, end = min(events), max(events)
+    start = first + RAMP * (end - first)
     tokens = sum(_tokens_within(one, start, end) for one in run.records)
     if tokens <= 0.0:
         return None

@@ -88,7 +88,10 @@ def verdict(result: EngineTuning) -> str:  # noqa: PLR0911 - a sentence for each
         rate = f" ({best[-1].score_rps:.2f} requests/s in its search trials)" if best else ""
         return f"Interrupted. The best so far is {name}{rate}; it was not checked against the defaults."
     if result.pick == DEFAULTS:
-        return "Nothing beats the defaults: no other setting did better in the search."
+        others = sum(one.setting != DEFAULTS and one.how != "unfit" for one in result.evaluations)
+        if not others:
+            return "No other setting could be measured in the time, so nothing is known to beat the defaults."
+        return f"Nothing beats the defaults: none of {others} other evaluations did better in the search."
     if result.pick_held is None:
         return "Nothing beats the defaults: no setting was shown to hold any load within the targets."
     if result.gain is not None:

@@ -153,9 +153,9 @@ class EngineTuner:
                     running, evaluate(self.bench, setup, before, seconds=seconds, rival_rps=self._rival(step))
                 )
         except StartError as error:
-            if step.setting == DEFAULTS:
-                raise EngineError(f"{self.ask.engine.engine} does not start as it is: {error.message}") from error
             outcome = Outcome(trials=before, how=error.how, words=error.message)
+        if step.setting == DEFAULTS and outcome.how in {"crashed", "hung"}:
+            raise EngineError(f"{self.ask.engine.engine} {outcome.how} as it is: {outcome.words}")
         self.trials[step.setting] = outcome.trials
         self.history.append(_evaluation(step, outcome, time.monotonic() - begun_at))
         self._keep()
