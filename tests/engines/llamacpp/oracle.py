@@ -2,7 +2,7 @@
 
 import codecs
 import ctypes
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -12,11 +12,22 @@ from setpoint.engines.llamacpp.model import Model
 _token_data = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
 
 
+class _TokenDataArray(ctypes.Structure):
+    """`struct llama_token_data_array`."""
+
+    _fields_: ClassVar[list[tuple[str, type[Any]]]] = [
+        ("data", ctypes.c_void_p),
+        ("size", ctypes.c_size_t),
+        ("selected", ctypes.c_int64),
+        ("sorted", ctypes.c_bool),
+    ]
+
+
 class Oracle:
     """One output within a GBNF grammar. llama.cpp ends the process when a token is accepted that is not allowed."""
 
     def __init__(self, model: Model, text: str) -> None:
-        self._layout, self._c = model.native.layout, ctypes.CDLL(str(model.native.library))
+        self._c = ctypes.CDLL(str(model.native.library))
         self._c.llama_sampler_init_grammar.restype = ctypes.c_void_p
         self._c.llama_sampler_init_grammar.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_char_p]
         self._c.llama_sampler_apply.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
@@ -29,9 +40,7 @@ class Oracle:
         """Return, for each token, whether the grammar lets it come next."""
         data = np.zeros(vocabulary, dtype=_token_data)
         data["id"] = np.arange(vocabulary)
-        array: Any = self._layout.token_data_array()
-        array.data = ctypes.cast(data.ctypes.data, ctypes.POINTER(self._layout.token_data))
-        array.size, array.selected, array.sorted = len(data), -1, False
+        array = _TokenDataArray(data.ctypes.data, len(data), -1, False)
         self._c.llama_sampler_apply(self._handle, ctypes.byref(array))
         return np.asarray(data["logit"] == 0.0)
 

@@ -12,7 +12,7 @@ target and the bytes left once the bytes so far settle where it leads, otherwise
 far. Only well-formed UTF-8 (RFC 3629) is let through.
 
 `row(state)` holds the next state for each of the 256 bytes. A row is computed when it is first asked for, in tens of
-microseconds. State 0 is dead: nothing leads out of it.
+microseconds. State 0 is dead: its row leads to itself.
 """
 
 from bisect import bisect_left, bisect_right

@@ -29,8 +29,9 @@ from setpoint.errors import RequestError
 
 GRAMMAR_BYTES_MAX: Final = 262_144
 _COMPILED_KEPT: Final = 32
-_CHOICES_KEPT: Final = 128
+_CHOICE_IDS_KEPT: Final = 500_000
 _WIDE: Final = 64
+"""From how many first bytes on the next token may begin in many ways."""
 
 
 class Choice(NamedTuple):
@@ -54,7 +55,7 @@ class Grammars:
         self._compiling = threading.Lock()
         self._in_use: weakref.WeakValueDictionary[_Source, Automaton] = weakref.WeakValueDictionary()
         self._latest: OrderedDict[_Source, Automaton] = OrderedDict()
-        self._choices: OrderedDict[tuple[Automaton, int], Choice] = OrderedDict()
+        self._choices: weakref.WeakKeyDictionary[Automaton, dict[int, Choice]] = weakref.WeakKeyDictionary()
 
     def find(self, source: _Source) -> Automaton | None:
         """Return the compiled grammar when there is one; from any thread."""
@@ -74,14 +75,14 @@ class Grammars:
 
     def choice(self, automaton: Automaton, state: int) -> Choice:
         """Return what may come in `state`; from the engine's thread only."""
-        choice = self._choices.pop((automaton, state), None)
+        known = self._choices.setdefault(automaton, {})
+        choice = known.get(state)
         if choice is None:
+            if sum(len(choice.ids) for choice in known.values()) > _CHOICE_IDS_KEPT:
+                known.clear()
             allowed = self.vocabulary.allowed(automaton, state)
             are_few = 2 * int(np.count_nonzero(allowed)) <= len(allowed)
-            choice = Choice(np.flatnonzero(allowed if are_few else ~allowed), are_few)
-            if len(self._choices) == _CHOICES_KEPT:
-                self._choices.popitem(last=False)
-        self._choices[automaton, state] = choice
+            choice = known[state] = Choice(np.flatnonzero(allowed if are_few else ~allowed), are_few)
         return choice
 
 

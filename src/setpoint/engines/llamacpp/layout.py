@@ -100,23 +100,6 @@ class Batch(ctypes.Structure):
     ]
 
 
-class TokenData(ctypes.Structure):
-    """`struct llama_token_data`."""
-
-    _fields_: ClassVar[list[Field]] = [("id", _i32), ("logit", _f32), ("p", _f32)]
-
-
-class TokenDataArray(ctypes.Structure):
-    """`struct llama_token_data_array`."""
-
-    _fields_: ClassVar[list[Field]] = [
-        ("data", ctypes.POINTER(TokenData)),
-        ("size", _size),
-        ("selected", ctypes.c_int64),
-        ("sorted", _bool),
-    ]
-
-
 @dataclass(frozen=True)
 class Layout:
     """The struct classes of one build, and the `llama_version()` that the build must answer (`None`: any)."""
@@ -124,12 +107,10 @@ class Layout:
     model_params: type[ctypes.Structure]
     context_params: type[ctypes.Structure]
     batch: type[ctypes.Structure]
-    token_data: type[ctypes.Structure]
-    token_data_array: type[ctypes.Structure]
     version: str | None = None
 
 
-B11549 = Layout(ModelParams, ContextParams, Batch, TokenData, TokenDataArray, version="0.6.0-dev")
+B11549 = Layout(ModelParams, ContextParams, Batch, version="0.6.0-dev")
 
 
 def layout_of_module(module: ModuleType) -> Layout:
@@ -138,6 +119,4 @@ def layout_of_module(module: ModuleType) -> Layout:
         model_params=module.llama_model_params,
         context_params=module.llama_context_params,
         batch=module.llama_batch,
-        token_data=module.llama_token_data,
-        token_data_array=module.llama_token_data_array,
     )

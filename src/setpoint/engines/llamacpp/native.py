@@ -82,9 +82,6 @@ _FUNCTIONS: Final[dict[str, tuple[Any, list[Any]]]] = {
     "llama_memory_seq_pos_max": (_i32, [_pointer, _i32]),
     "llama_get_logits": (_pointer, [_pointer]),
     "llama_synchronize": (None, [_pointer]),
-    "llama_sampler_init_grammar": (_pointer, [_pointer, _text, _text]),
-    "llama_sampler_accept": (None, [_pointer, _i32]),
-    "llama_sampler_free": (None, [_pointer]),
 }
 
 _PLAUSIBLE: Final[dict[str, dict[str, object]]] = {
@@ -139,7 +136,6 @@ class Native:
             "llama_model_load_from_file": (_pointer, [_text, layout.model_params]),
             "llama_init_from_model": (_pointer, [_pointer, layout.context_params]),
             "llama_decode": (_i32, [_pointer, layout.batch]),
-            "llama_sampler_apply": (None, [_pointer, ctypes.POINTER(layout.token_data_array)]),
         }
         missing = []
         for name, (restype, argtypes) in (_FUNCTIONS | by_value).items():
