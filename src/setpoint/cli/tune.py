@@ -115,6 +115,10 @@ def tune(  # noqa: PLR0913 - the options of a command
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Forget evaluations of earlier runs.", rich_help_panel=_ENGINE)
     ] = False,
+    grid: Annotated[
+        bool,
+        typer.Option("--grid", help="Measure every setting, however long it takes; no check.", rich_help_panel=_ENGINE),
+    ] = False,
 ) -> None:
     """Find the operating point that meets the targets at the highest load, on this machine.
 
@@ -146,6 +150,7 @@ def tune(  # noqa: PLR0913 - the options of a command
             context=context,
             start_limit=start_limit,
             is_fresh=fresh,
+            is_grid=grid,
             quantize=quantize,
             seed=seed,
             price_per_hour=price_per_hour,

@@ -62,6 +62,7 @@ class EngineTuning(msgspec.Struct, frozen=True, kw_only=True):
     gain: Gain | None
     launch: str
     launch_defaults: str
+    is_grid: bool = False
     notes: tuple[str, ...] = ()
     format: int = FORMAT
 
@@ -74,6 +75,11 @@ class EngineTuning(msgspec.Struct, frozen=True, kw_only=True):
             return self.gain.low > BEATS_AT
         return self.defaults_held is None and self.pick_held is not None and self.pick_held.confirmed_rps is not None
 
+    @property
+    def is_recommended(self) -> bool:
+        """Whether the pick is what to launch: it beats the defaults, or there was no check to say otherwise."""
+        return self.is_better or ((self.is_cut or self.is_grid) and self.pick_held is None)
+
 
 def words_of(setting: Setting) -> str:
     """Return a setting as a person reads it."""
@@ -83,10 +89,11 @@ def words_of(setting: Setting) -> str:
 def verdict(result: EngineTuning) -> str:  # noqa: PLR0911 - a sentence for each outcome
     """Return the outcome in a sentence or two."""
     name = words_of(result.pick)
-    if result.is_cut and result.pick_held is None:
+    if (result.is_cut or result.is_grid) and result.pick_held is None:
         best = [one for one in result.evaluations if one.setting == result.pick and one.how == "measured"]
         rate = f" ({best[-1].score_rps:.2f} requests/s in its search trials)" if best else ""
-        return f"Interrupted. The best so far is {name}{rate}; it was not checked against the defaults."
+        start = "Interrupted. The best so far" if result.is_cut else "Every setting was measured. The best"
+        return f"{start} is {name}{rate}; it was not checked against the defaults."
     if result.pick == DEFAULTS:
         others = sum(one.setting != DEFAULTS and one.how != "unfit" for one in result.evaluations)
         if not others:

@@ -29,7 +29,7 @@ from setpoint.planner.demand import Demand
 from setpoint.planner.engine_measure import USED_SHARE, Bench, Outcome, evaluate, held_of, objectives_of, search
 from setpoint.planner.engine_memory import Room, why_not
 from setpoint.planner.engine_result import words_of
-from setpoint.planner.engine_search import Evaluate, Evaluation, next_evaluation, pick
+from setpoint.planner.engine_search import SHARES, Evaluate, Evaluation, next_evaluation, pick
 from setpoint.planner.knobs import DEFAULTS, Engine, Setting, command_of
 
 CHECK_SHARE = 0.3
@@ -41,7 +41,11 @@ HANG = Limits(answer_s=90.0, stall_s=45.0, total_s=300.0)
 
 
 class EngineAsk(msgspec.Struct, frozen=True, kw_only=True):
-    """What the user wants. `extra`: arguments of every start; `start_limit_s`: until it must be ready."""
+    """What the user wants.
+
+    `extra`: arguments of every start; `start_limit_s`: until it must be ready. `is_grid`: every setting is measured
+    once, however long that takes, and nothing is checked.
+    """
 
     engine: Engine
     model: str
@@ -56,6 +60,7 @@ class EngineAsk(msgspec.Struct, frozen=True, kw_only=True):
     seed: int
     key: str
     is_fresh: bool = False
+    is_grid: bool = False
 
     def command(self, setting: Setting, port: int) -> list[str]:
         """Return the command that starts the engine with a setting."""
@@ -116,8 +121,11 @@ class EngineTuner:
             self._talk.say(f"{len(self.history)} evaluations of earlier runs are known (--fresh forgets them)")
         with scratch() as folder:
             try:
-                self._search(folder)
-                if self.pick != DEFAULTS:
+                if self.ask.is_grid:
+                    self._grid(folder)
+                else:
+                    self._search(folder)
+                if self.pick != DEFAULTS and not self.ask.is_grid:
                     self._check(folder, self.pick)
             except KeyboardInterrupt:
                 self.is_cut = True
@@ -133,6 +141,15 @@ class EngineTuner:
             if step is None:
                 return
             self._one(step, folder, search_s)
+
+    def _grid(self, folder: Path) -> None:
+        """Measure every setting for as long as a finalist."""
+        known = {one.setting for one in self.history}
+        for setting in self.ask.engine.settings():
+            if setting not in known and self._is_possible(setting):
+                self._one(
+                    Evaluate(setting=setting, rung=len(SHARES) - 1), folder, (1.0 - CHECK_SHARE) * self.ask.total_s
+                )
 
     def _is_possible(self, setting: Setting) -> bool:
         reason = why_not(self.ask.engine, setting, self.ask.room)
@@ -164,7 +181,7 @@ class EngineTuner:
     def _rival(self, step: Evaluate) -> float:
         """Return what another setting surely holds; the defaults are measured in any case."""
         lows = [one.low_rps or 0.0 for one in self.history if one.how == "measured"]
-        return 0.0 if step.setting == DEFAULTS else max(lows, default=0.0)
+        return 0.0 if step.setting == DEFAULTS or self.ask.is_grid else max(lows, default=0.0)
 
     def _survived(self, running: Running, outcome: Outcome) -> Outcome:
         """Return the outcome, or that of a server which did not live through it."""

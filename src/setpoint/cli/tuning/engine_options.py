@@ -54,6 +54,7 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     context: int = 2048
     start_limit: float | None = None
     is_fresh: bool = False
+    is_grid: bool = False
     quantize: str | None = None
     seed: int = 0
     price_per_hour: float = 1.0
@@ -122,6 +123,7 @@ def _ask(
         seed=options.seed,
         key=key,
         is_fresh=options.is_fresh,
+        is_grid=options.is_grid,
     )
     return ask, facts
 

@@ -58,6 +58,7 @@ def conclude(tuner: EngineTuner, facts: dict[str, str], *, price_per_hour: float
         defaults_held=held[DEFAULTS],
         pick_held=held[best],
         gain=_gain(crossings[0], crossings[1]) if best != DEFAULTS else None,
+        is_grid=ask.is_grid,
         launch=shlex.join(ask.command(best, PORT_SHOWN)),
         launch_defaults=shlex.join(ask.command(DEFAULTS, PORT_SHOWN)),
         notes=tuple(_notes(tuner, best)),
@@ -127,12 +128,12 @@ def show_engine(result: EngineTuning, console: Console) -> None:
     console.print(Text("\nLaunch", style="bold"))
     # a line of its own that can be copied, however long it is
     console.print(
-        result.launch if result.is_better or result.is_cut else result.launch_defaults,
+        result.launch if result.is_recommended else result.launch_defaults,
         soft_wrap=True,
         markup=False,
         highlight=False,
     )
-    if not result.is_better and result.pick != DEFAULTS and not result.is_cut:
+    if not result.is_recommended and result.pick != DEFAULTS:
         console.print(Text("The candidate that was not shown to be better:", style="dim"))
         console.print(result.launch, soft_wrap=True, markup=False, highlight=False)
     if result.notes or result.dropped:
@@ -188,7 +189,7 @@ def write_engine(result: EngineTuning, out: Path) -> list[Path]:
     """Write `engine.json` and `launch.sh` to the folder, and return them."""
     files = [out / "engine.json", out / "launch.sh"]
     files[0].write_bytes(encode(result) + b"\n")
-    command = result.launch if result.is_better or result.is_cut else result.launch_defaults
+    command = result.launch if result.is_recommended else result.launch_defaults
     files[1].write_text(f"#!/bin/sh\n# {verdict(result)}\nexec {command}\n", encoding="utf-8")
     files[1].chmod(0o755)
     return files
