@@ -1,16 +1,18 @@
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from setpoint.core.ledger import Sequence
+from setpoint.core.ledger import Ledger, Sequence
 from setpoint.engines.vllm.arrange import arrange
+from setpoint.engines.vllm.begun import begun
 from setpoint.engines.vllm.numbers import Numbers, unpack
 from setpoint.engines.vllm.priority import decode_priority, encode_priority
 from setpoint.engines.vllm.queue import PlannedQueue
-from setpoint.model import PRESETS, Request, StepPlan
-from setpoint.units import Instant, Tokens
+from setpoint.model import PRESETS, Capacity, Request, StepPlan
+from setpoint.units import Blocks, Instant, Tokens
 
 
 def request(request_id: int, prompt: int) -> Request:
@@ -67,6 +69,50 @@ def test_a_plan_with_one_incomplete_chunk_at_its_end_is_reached_exactly(partial:
     sequences[99] = sequence(99, partial + 1, is_running=False)
     plan = StepPlan(step_id=1, prefills=(*((i, n) for i, n in enumerate(whole)), (99, partial)))
     assert scheduled(plan, sequences) == dict(plan.prefills)
+
+
+@given(chunks, st.integers(0, 5), st.data())
+def test_what_vllm_has_begun_is_told_alike_whether_it_is_as_shown_or_not(
+    drawn: list[tuple[int, int, bool]], decodes: int, data: st.DataObject
+) -> None:
+    ledger = Ledger(
+        Capacity(
+            slots=20,
+            kv_blocks=Blocks(1000),
+            block_tokens=Tokens(16),
+            step_tokens_max=Tokens(512),
+            context_tokens_max=Tokens(512),
+        )
+    )
+    sequences = {i: Sequence(request(i, a + b), PRESETS["chat"]) for i, (a, b, _) in enumerate(drawn)}
+    sequences |= {100 + i: Sequence(request(100 + i, 5), PRESETS["chat"]) for i in range(decodes)}
+    for i, one in sequences.items():
+        ledger.wait(one, (0.0,))
+        if i >= 100 or drawn[i][2]:
+            ledger.admit(one)
+        if i >= 100:
+            ledger.decode(one, Instant(0.0))
+    plan = StepPlan(
+        step_id=1,
+        decodes=tuple(range(100, 100 + decodes)),
+        prefills=tuple((i, a) for i, (a, _, _) in enumerate(drawn)),
+    )
+    shown = arrange(plan, sequences.__getitem__)
+    everyone = {i: tokens for i, tokens in scheduled(plan, sequences).items() if tokens}
+    some = data.draw(st.sets(st.sampled_from([*everyone]))) if everyone else set()
+    done = {i: everyone[i] for i in some}
+    for one in (everyone, done):
+        result = SimpleNamespace(
+            num_scheduled_tokens={f"r{i}": n for i, n in one.items()}, total_num_scheduled_tokens=sum(one.values())
+        )
+        ids = {f"r{i}": i for i in sequences}
+        hosts: dict[int, Any] = {
+            i: SimpleNamespace(request_id=f"r{i}", num_computed_tokens=one.get(i, 0), num_tokens=5) for i in sequences
+        }
+        told = begun(result, shown, ledger, ids, hosts)
+        assert {*told.decodes} == {i for i in one if i >= 100}
+        assert {*told.prefills} == {(i, n) for i, n in one.items() if i < 100}
+        assert {i for i, _, _ in told.admitted} == {i for i in one if i < 100 and not drawn[i][2]}
 
 
 def entry(name: str, priority: int = 0) -> SimpleNamespace:
