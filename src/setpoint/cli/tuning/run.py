@@ -16,6 +16,7 @@ from setpoint.cli.tuning.facts import machine_facts, model_facts
 from setpoint.cli.tuning.measure import Stage, run_trial, scratch
 from setpoint.cli.tuning.server import serving
 from setpoint.cli.tuning.talk import Talk
+from setpoint.engines.llamacpp.kv import KvPlan
 from setpoint.errors import EngineError
 from setpoint.loadgen.probe import learn_words
 from setpoint.loadgen.prompts import Lexicon
@@ -32,7 +33,7 @@ from setpoint.planner.search import Time, floor_s, naive_rates, next_rate, stret
 from setpoint.planner.shortfall import smaller_types
 from setpoint.planner.trial import Trial
 from setpoint.seeds import stream
-from setpoint.settings import EngineSettings, KvLayout
+from setpoint.settings import EngineSettings
 from setpoint.steptime.model import StepTimeModel
 from setpoint.workload import AnyLengths
 
@@ -66,8 +67,7 @@ class Found(msgspec.Struct, kw_only=True):
     machine: Machine | None = None
     model: Subject | None = None
     capacity: Capacity | None = None
-    kv_tokens: int = 0
-    kv_layout: KvLayout = "per-slot"
+    kv: KvPlan | None = None
     threads: int = 0
     demand: Demand | None = None
     profile: Profile | None = None
@@ -112,8 +112,7 @@ class Tuner:
         with model, closing(executor):
             found.machine = machine_facts(executor, self._load_before)
             found.model = model_facts(executor, name)
-            found.threads, found.kv_tokens = executor.threads, executor.kv.room_tokens
-            found.kv_layout = executor.kv.layout
+            found.threads, found.kv = executor.threads, executor.kv
             found.capacity = msgspec.structs.replace(executor.capacity, slots=slots or executor.capacity.slots)
             found.demand = make_demand(
                 asked.shares,
@@ -257,14 +256,15 @@ class Tuner:
         """Return the operating point at which `strategy` is measured."""
         found, engine = self.found, self._asked.engine
         assert found.capacity is not None
+        assert found.kv is not None
         return OperatingPoint(
             strategy=strategy,
             options=found.options.get(strategy, {}),
             model=engine.model,
             slots=found.capacity.slots,
             context_tokens=found.capacity.context_tokens_max,
-            kv_layout=found.kv_layout,
-            kv_tokens=found.kv_tokens,
+            kv_layout=found.kv.layout,
+            kv_tokens=found.kv.room_tokens,
             step_tokens_max=found.capacity.step_tokens_max,
             threads=found.threads,
             quantize=engine.quantize,
