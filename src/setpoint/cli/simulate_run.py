@@ -226,7 +226,7 @@ def _state(*, is_over: bool, given_up: int) -> str:
     if is_over:
         return "the queue grew without limit" + (", but for those given up" if given_up else "")
     if given_up:
-        return "the load can be carried, but bursts of it could not wait"
+        return "the load can be carried, but not at all times: it came in bursts, or a fault took replicas away"
     return "the load can be carried, but the run ended before the last answers (--drain)"
 
 
