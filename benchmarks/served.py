@@ -21,7 +21,8 @@ from pathlib import Path
 import msgspec
 
 from setpoint import seeds
-from setpoint.cli.tuning.server import free_port, serving
+from setpoint.cli.tuning.server import serving
+from setpoint.engines.launch import free_port
 from setpoint.engines.llamacpp.context import physical_cores
 from setpoint.loadgen.client import RunOptions
 from setpoint.loadgen.probe import learn_words

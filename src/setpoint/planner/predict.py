@@ -11,15 +11,15 @@ from setpoint.core.replica import ReplicaMachine
 from setpoint.core.strategies import Option as StrategyOption
 from setpoint.core.strategies import make_strategy
 from setpoint.metrics import summarize
-from setpoint.model import Capacity, Request, ServiceClass, chunk_work
+from setpoint.model import Capacity, ServiceClass, chunk_work
 from setpoint.planner.demand import Demand
 from setpoint.planner.holding import holds
 from setpoint.planner.trial import Trial, make_trial
 from setpoint.seeds import stream
-from setpoint.sim.replica import Arrival, ReplicaSimulator
+from setpoint.sim.replica import ReplicaSimulator
+from setpoint.sim.scenario import arrivals
 from setpoint.steptime.learner import FixedStepTime
 from setpoint.steptime.model import StepTimeModel
-from setpoint.units import Instant, Tokens
 from setpoint.workload import PlannedRequest, Steady, plan_traffic
 
 Options = Mapping[str, StrategyOption]
@@ -59,8 +59,7 @@ class Forecast:
         plan = plan_of(self._demand, rate_rps, self._seed, window * 1.5)
         machine = ReplicaMachine(make_strategy(strategy, **options), self._classes, self._capacity, self._step_time)
         simulator = ReplicaSimulator(machine, self._step_time)
-        arrivals = [Arrival(_request(one), one.output_tokens) for one in plan]
-        records = sorted(simulator.run(arrivals, until=window * 3.0), key=lambda record: record.scheduled_at)
+        records = sorted(simulator.run(arrivals(plan), until=window * 3.0), key=lambda record: record.scheduled_at)
         due = [record for record in records if record.scheduled_at < window]
         slos = {name: one.slo for name, one in self._classes.items()}
         summary = summarize(records, slos, window=(0.0, window))
@@ -81,13 +80,3 @@ class Forecast:
         budgets = [n for n in BUDGETS if n <= self._capacity.step_tokens_max] or [self._capacity.step_tokens_max]
         scales = {n: self.trial(strategy, {"token_budget": n}, rate_rps, requests).scale for n in budgets}
         return min(budgets, key=lambda n: (scales[n], -n))
-
-
-def _request(one: PlannedRequest) -> Request:
-    return Request(
-        id=one.id,
-        class_name=one.class_name,
-        arrived_at=Instant(one.at_s),
-        prompt_tokens=Tokens(one.prompt_tokens),
-        output_tokens_max=Tokens(one.output_tokens),
-    )

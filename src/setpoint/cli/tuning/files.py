@@ -4,6 +4,7 @@ import textwrap
 from pathlib import Path
 
 import tomli_w
+from msgspec.structs import replace
 
 from setpoint.cli.tuning.page import make_report, panels
 from setpoint.cli.tuning.run import Asked
@@ -11,7 +12,6 @@ from setpoint.cli.tuning.words import main_target, targets_of, verdict
 from setpoint.dashboard.chart import draw
 from setpoint.dashboard.report import render
 from setpoint.errors import ConfigError
-from setpoint.model import ServiceClass
 from setpoint.planner.result import Tuning, encode
 from setpoint.planner.trial import scaled
 from setpoint.settings import settings_table
@@ -51,7 +51,8 @@ def settings_text(result: Tuning, asked: Asked) -> str | None:
         return None
     classes = dict(asked.classes)
     if not result.choice.is_met:
-        classes[result.target] = _loosened(classes[result.target], result.choice.factor)
+        promised = classes[result.target]
+        classes[result.target] = replace(promised, slo=scaled(promised.slo, result.choice.factor))
     settings = result.point.settings(classes, result.target)
     target = main_target(result)
     promise = "" if target is None else targets_of(target, result.choice.factor)
@@ -65,17 +66,3 @@ def settings_text(result: Tuning, asked: Asked) -> str | None:
         "",
     ]
     return "\n".join(head) + "\n" + tomli_w.dumps(settings_table(settings))
-
-
-def _loosened(service_class: ServiceClass, factor: float) -> ServiceClass:
-    changed = scaled(service_class.slo, factor)
-    return ServiceClass(
-        name=service_class.name,
-        slo=changed,
-        band=service_class.band,
-        weight=service_class.weight,
-        is_harvest=service_class.is_harvest,
-        late=service_class.late,
-        queue_max=service_class.queue_max,
-        wait_max_s=service_class.wait_max_s,
-    )

@@ -5,16 +5,15 @@ It runs in a session of its own, so that Ctrl-C reaches the tuner alone, which t
 
 import contextlib
 import signal
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 
 import tomli_w
 
+from setpoint.engines.launch import HOST, free_port, is_answering
 from setpoint.errors import EngineError
 from setpoint.settings import Settings, settings_table
 
@@ -22,15 +21,7 @@ START_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 10.0
 LOOK_S = 0.1
 LINES_SHOWN = 5
-HOST = "127.0.0.1"
 _COMMAND = "from setpoint.cli import main; main()"
-
-
-def free_port() -> int:
-    """Return a port of the loopback that nobody listens on just now."""
-    with socket.socket() as listener:
-        listener.bind((HOST, 0))
-        return int(listener.getsockname()[1])
 
 
 @contextlib.contextmanager
@@ -61,24 +52,13 @@ def serving(settings: Settings, folder: Path, tick: Callable[[], None] = lambda:
 
 def _await_ready(process: "subprocess.Popen[bytes]", port: int, log: Path, tick: Callable[[], None]) -> None:
     deadline = time.monotonic() + START_TIMEOUT_S
-    while not _is_ready(port):
+    while not is_answering(port, "/ready", timeout_s=2.0):
         if process.poll() is not None or time.monotonic() > deadline:
             lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-LINES_SHOWN:]
             state = "ended" if process.poll() is not None else f"was not ready within {START_TIMEOUT_S:.0f} s"
             raise EngineError(f"the server under measurement {state}: " + " / ".join(lines))
         tick()
         time.sleep(LOOK_S)
-
-
-def _is_ready(port: int) -> bool:
-    connection = HTTPConnection(HOST, port, timeout=2.0)
-    try:
-        connection.request("GET", "/ready")
-        return connection.getresponse().status == 200  # noqa: PLR2004 - OK
-    except (OSError, HTTPException):
-        return False
-    finally:
-        connection.close()
 
 
 def _stop(process: "subprocess.Popen[bytes]") -> None:
