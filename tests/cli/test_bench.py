@@ -9,6 +9,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from rich.console import Console
 
 from setpoint.cli import main
 from setpoint.cli.bench_options import (
@@ -20,8 +21,11 @@ from setpoint.cli.bench_options import (
     read_source,
 )
 from setpoint.cli.bench_output import read_report
+from setpoint.cli.bench_show import show_report
+from setpoint.dashboard.bench import render_bench
 from setpoint.errors import ConfigError, WorkloadError
 from setpoint.loadgen.compare import compare, differences
+from setpoint.loadgen.report_words import CURVE_HEAD, curve_rows, load_words
 from setpoint.loadgen.run import SECRET
 from setpoint.loadgen.scrape import parse_prometheus, sample_of
 from setpoint.metrics import parse_objectives
@@ -116,6 +120,24 @@ def test_bad_input_is_one_sentence_and_a_hint(
 def test_a_model_that_is_not_there_is_told_with_those_that_are(url: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("bench", url, "--rate", "1", "--model", "gpt-9") == 2
     assert "it has 'null'" in capsys.readouterr().err
+
+
+def test_a_curve_has_the_same_cells_on_the_terminal_and_on_the_page(url: str, tmp_path: Path) -> None:
+    run("bench", url, *LOAD, "--slo", "e2e_p90<30s", "--out", str(tmp_path))
+    report = read_report(tmp_path)
+    seen, unseen = report.points[0], msgspec.structs.replace(report.points[0], summary=None)
+    curve = msgspec.structs.replace(report, points=(seen, unseen))
+    rows = curve_rows(curve)
+    assert rows[0][0] == load_words(seen)
+    assert rows[0][-1] == "yes"
+    assert rows[1][1:] == ("-",) * (len(CURVE_HEAD) - 1)
+    console = Console(width=200)
+    with console.capture() as said:
+        show_report(console, curve)
+    terminal, page = said.get(), render_bench(curve, [])
+    for row in (CURVE_HEAD, *rows):
+        assert " ".join(row).split() in [line.split() for line in terminal.splitlines()]
+        assert all(f">{cell}</t" in page for cell in row)
 
 
 def test_two_runs_are_compared_and_different_loads_are_refused(url: str, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from setpoint.loadgen.process import Snapshot
 from setpoint.loadgen.report import BenchReport, Point
+from setpoint.loadgen.report_words import CURVE_HEAD, curve_rows, load_words, ms_words
 from setpoint.loadgen.search import Answer, TrialResult
 from setpoint.metrics import Latency, Quantile, rank_quantile
 
@@ -81,7 +82,7 @@ def show_point(console: Console, point: Point) -> None:
         return
     cells = summary.overall.latencies
     told = f"{summary.completed_rps:>8.2f}/s done {summary.output_tokens_per_s:>8,.0f} tokens/s"
-    words = f"P50 in ms: TTFT {_ms(cells['ttft'].at(0.5))}, E2E {_ms(cells['e2e'].at(0.5))}"
+    words = f"P50 in ms: TTFT {ms_words(cells['ttft'].at(0.5))}, E2E {ms_words(cells['e2e'].at(0.5))}"
     state = "" if point.verdict == "valid" else f" [yellow]{point.verdict}[/]"
     console.print(f"  {load_words(point):<12}{told}   {words}{state}", soft_wrap=True)
 
@@ -115,24 +116,9 @@ def _show_answer(console: Console, answer: Answer) -> None:
 
 
 def _show_curve(console: Console, report: BenchReport) -> None:
-    table = Table("load", "done/s", "tokens/s", "TTFT P50", "TTFT P95", "TPOT P95", "E2E P95", "met", box=None)
-    for index, point in enumerate(report.points):
-        if point.summary is None:
-            table.add_row(load_words(point), *["-"] * 7)
-            continue
-        cells = point.summary.overall.latencies
-        mark = " <- knee" if report.knee is not None and report.knee.index == index else ""
-        mark += "" if point.verdict == "valid" else f" ({point.verdict})"
-        table.add_row(
-            load_words(point) + mark,
-            f"{point.summary.completed_rps:.2f}",
-            f"{point.summary.output_tokens_per_s:,.0f}",
-            _ms(cells["ttft"].at(0.5)),
-            _ms(cells["ttft"].at(0.95)),
-            _ms(cells["tpot"].at(0.95)),
-            _ms(cells["e2e"].at(0.95)),
-            "" if not point.judged else "yes" if point.is_met else "no",
-        )
+    table = Table(*CURVE_HEAD, box=None)
+    for row in curve_rows(report):
+        table.add_row(*row)
     console.print(table)
     knee = report.knee
     if knee is not None:
@@ -146,12 +132,6 @@ def _show_curve(console: Console, report: BenchReport) -> None:
     for index, point in enumerate(report.points):
         for reason in point.reasons:
             console.print(f"  point {index + 1}, {load_words(point)}: {reason}", style="dim", markup=False)
-
-
-def load_words(point: Point) -> str:
-    """Return the load of a point in words."""
-    load = point.load
-    return f"{load.users} users" if load.kind == "closed" else f"{load.rate_rps or 0.0:.2f}/s"
 
 
 def _show_point(console: Console, point: Point) -> None:
@@ -204,16 +184,12 @@ def _latencies(latencies: dict[str, Latency]) -> Table:
         if one.count == 0:
             continue
         mean = "-" if one.mean_s is None else f"{one.mean_s * 1e3:,.1f}"
-        table.add_row(name.upper(), *[_ms(quantile, with_interval=True) for quantile in one.quantiles], mean)
+        table.add_row(name.upper(), *[_with_interval(quantile) for quantile in one.quantiles], mean)
     return table
 
 
-def _ms(quantile: Quantile, *, with_interval: bool = False) -> str:
-    if quantile.support == "failures":
-        return "never"
-    if quantile.support == "too_few" or quantile.value is None:
-        return "too few" if quantile.n else "-"
-    words = f"{quantile.value * 1e3:,.1f}"
-    if with_interval and quantile.low is not None and quantile.high is not None:
+def _with_interval(quantile: Quantile) -> str:
+    words = ms_words(quantile)
+    if quantile.support == "full" and quantile.low is not None and quantile.high is not None:
         words += f" [dim]({quantile.low * 1e3:,.0f}-{quantile.high * 1e3:,.0f})[/]"
     return words

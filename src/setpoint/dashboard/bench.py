@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from setpoint.dashboard.chart import Panel, Series, Spot, draw
 from setpoint.dashboard.report import Figure, Mood, Report, Section, Table, render
 from setpoint.loadgen.report import BenchReport, Point
+from setpoint.loadgen.report_words import CURVE_HEAD, curve_rows, ms_words
 from setpoint.metrics import Quantile, RequestRecord
 
 DISTRIBUTION_POINTS = 100
@@ -134,27 +135,8 @@ def _timeline(records: Sequence[RequestRecord], point: Point) -> list[Panel]:
 
 
 def _table(report: BenchReport) -> Table:
-    head = ("load", "requests/s", "tokens/s", "TTFT P50", "TTFT P95", "TPOT P95", "E2E P95")
-    rows = []
-    for point in report.points:
-        load = f"{point.load.users} users" if point.load.kind == "closed" else f"{point.load.rate_rps or 0.0:.2f}/s"
-        if point.summary is None:
-            rows.append((load, *["-"] * 6))
-            continue
-        cells = point.summary.overall.latencies
-        rows.append(
-            (
-                load,
-                f"{point.summary.completed_rps:.2f}",
-                f"{point.summary.output_tokens_per_s:,.0f}",
-                _ms(cells["ttft"].at(0.5)),
-                _ms(cells["ttft"].at(0.95)),
-                _ms(cells["tpot"].at(0.95)),
-                _ms(cells["e2e"].at(0.95)),
-            )
-        )
     strong = () if report.knee is None else (report.knee.index,)
-    return Table(head=head, rows=tuple(rows), strong=strong)
+    return Table(head=CURVE_HEAD, rows=tuple(curve_rows(report)), strong=strong)
 
 
 def _judged(report: BenchReport) -> list[str]:
@@ -174,11 +156,7 @@ def _trust(report: BenchReport) -> list[str]:
 
 
 def _ms(quantile: Quantile) -> str:
-    if quantile.support == "failures":
-        return "never"
-    if quantile.value is None or quantile.support == "too_few":
-        return "too few"
-    return f"{quantile.value * 1e3:,.1f} ms"
+    return ms_words(quantile) + (" ms" if quantile.support == "full" else "")
 
 
 def _interval(quantile: Quantile) -> str:
