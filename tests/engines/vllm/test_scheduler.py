@@ -386,6 +386,7 @@ def test_a_vllm_that_lacks_what_is_used_is_refused_at_start_with_the_tested_vers
     with pytest.raises(ConfigError, match=r"max_num_active_reqs.*_preempt_request") as caught:
         DoubleKit().scheduler(base=Newer)
     assert "0.32.0" in str(caught.value.hint)
+    assert caught.value.__notes__ == [caught.value.hint]
 
 
 def test_a_queue_with_a_method_that_is_not_known_is_refused_at_start() -> None:

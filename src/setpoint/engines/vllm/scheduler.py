@@ -15,6 +15,7 @@ from setpoint.engines.vllm.options import PluginOptions, read_options
 from setpoint.engines.vllm.pilot import Parts, Pilot
 from setpoint.engines.vllm.queue import PlannedQueue
 from setpoint.engines.vllm.seat import Seat
+from setpoint.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
@@ -46,8 +47,13 @@ def steered(base: Any, endings: Endings, environment: Mapping[str, str] = os.env
 
         def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - vLLM's signature, whatever it is
             super().__init__(*args, **kwargs)
-            check(self, endings.version)
-            options = read_options(self.vllm_config.additional_config, environment)
+            try:
+                check(self, endings.version)
+                options = read_options(self.vllm_config.additional_config, environment)
+            except ConfigError as error:
+                # vLLM shows what Python shows of an exception, and nobody else is there to show the hint
+                error.add_note(error.hint or "see docs/vllm.md")
+                raise
             self.setpoint_refused: list[_Refused] = []
             self.waiting = PlannedQueue(is_by_priority=self.scheduler_config.policy == "priority")
             self.setpoint = _pilot(self, options, endings)
