@@ -3,11 +3,12 @@
 import math
 import random
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from setpoint.loadgen.crossing import Crossing, Observation, crossing, least
+from setpoint.loadgen.crossing import Crossing, Observation, crossing, effective_sizes, least
 from setpoint.loadgen.search import Answer, SearchSettings, Trial, TrialResult, next_step
 from setpoint.metrics import RequestRecord, judge, overload
 from setpoint.metrics.slo_text import parse_objectives
@@ -167,6 +168,43 @@ def test_more_violations_move_the_crossing_down() -> None:
         return crossing([Observation(rate=10.0, share=share, n=300.0)], 0.05, 1.0, 100.0).at(0.5)
 
     assert median(0.2) < median(0.05) < median(0.0)
+
+
+def test_a_run_of_luck_is_worth_no_more_requests_than_its_neighbours() -> None:
+    clustered = Observation(rate=10.0, share=0.05, requests=800, n=80.0)
+    lucky = Observation(rate=10.2, share=0.0, requests=800, n=800.0)
+    sizes = effective_sizes([clustered, lucky], 0.05)
+    assert sizes[1] == pytest.approx(sizes[0], rel=0.2)
+    assert sizes[1] < 150
+
+
+def test_far_beyond_the_mark_it_does_not_matter_how_far() -> None:
+    def median(share: float) -> float:
+        far = Observation(rate=20.0, share=share, requests=400, n=400.0)
+        return crossing([far, Observation(rate=8.0, share=0.02, requests=400, n=400.0)], 0.05, 1.0, 100.0).at(0.5)
+
+    assert median(0.3) == pytest.approx(median(0.95), rel=0.02)
+
+
+def test_a_search_asks_again_after_a_confirmation_that_failed_while_it_is_unsure() -> None:
+    _, history = search(3)
+    chosen = SearchSettings(objectives=P95, seed=300)
+    tried = [result for result in history if result.trial.kind != "confirm"]
+    failed = next_step(tried[:12], chosen)
+    assert isinstance(failed, Trial)
+    late = [
+        RequestRecord(id=i, class_name="c", scheduled_at=0.1 * i, sent_at=0.1 * i, first_token_at=9.0, ended_at=9.1)
+        for i in range(300)
+    ]
+    missed = TrialResult(
+        trial=msgspec.structs.replace(failed, kind="confirm"),
+        completed_rps=1.0,
+        judged=tuple(judge(late, one) for one in P95),
+        requests=300,
+    )
+    following = next_step([*tried[:12], missed], chosen)
+    assert isinstance(following, Trial)
+    assert following.kind == "open"
 
 
 def test_the_least_of_two_crossings_lies_below_both() -> None:

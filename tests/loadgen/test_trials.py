@@ -54,6 +54,13 @@ def test_a_trial_is_not_within_while_an_early_request_has_not_ended() -> None:
     assert rule()(seen(31.0, good)) is None
 
 
+def test_a_few_long_answers_are_no_backlog_until_they_take_far_longer() -> None:
+    stop = rule()
+    assert stop(seen(50.0, [answered(number, 0.01) for number in range(998)])) in {None, "met"}
+    assert stop(seen(111.0, [])) != "overload"
+    assert stop(seen(151.0, [])) == "overload"
+
+
 def test_a_backlog_that_does_not_drain_is_overload() -> None:
     stop = rule()
     assert stop(seen(109.0, [])) is None

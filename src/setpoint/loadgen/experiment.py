@@ -61,12 +61,27 @@ class TraceSource(msgspec.Struct, frozen=True):
             plan.append(msgspec.structs.replace(one, id=len(plan), at_s=at_s))
 
 
+class Carry(Protocol):
+    """Carries out a plan in a way of its own: on a simulator, say."""
+
+    def __call__(
+        self,
+        plan: Sequence[PlannedRequest],
+        options: RunOptions,
+        on_progress: OnProgress | None,
+        *,
+        warmup_s: float | None,
+    ) -> Run:
+        """Return the run; `on_progress` may end it."""
+        ...
+
+
 class Setup(msgspec.Struct, kw_only=True):
     """An endpoint with a workload. `e2e_s`: a mean end-to-end time seen so far, which sets the warm-up.
 
     `runs` counts those that were begun: each draws words of its own even where arrivals and lengths are the same, since
     a prefix cache would answer the same prompts faster the second time. `raw`: where records are kept as they come,
-    a folder for each run.
+    a folder for each run. `carry`: what stands in for the endpoint, when something does.
     """
 
     target: EndpointTarget
@@ -79,6 +94,7 @@ class Setup(msgspec.Struct, kw_only=True):
     trial_s_min: float = 8.0
     runs: int = 0
     raw: Path | None = None
+    carry: Carry | None = None
 
     @property
     def warmup_s(self) -> float:
@@ -103,6 +119,8 @@ def run_plan(
     directory = setup.directory
     options = msgspec.structs.replace(options, seed=options.seed + WORDS_APART * setup.runs)
     setup.runs += 1
+    if setup.carry is not None:
+        return setup.carry(plan, options, on_progress, warmup_s=warmup_s)
     if setup.is_on_ray:
         return measure_on_ray(
             setup.target, plan, options, lexicon=setup.lexicon, warmup_s=warmup_s, workers=setup.workers

@@ -31,13 +31,13 @@ GAIN_MIN = 1.15
 GONE = 0.5
 HEADROOM = 1.05
 FIRST_OF_BOUND = 0.65
-FLOOR_OF_ONE_USER = 0.25
+FLOOR_OF_ONE_USER, FLOOR_OF_RUNG = 0.25, 0.15
 OVERLOAD_SHARE = 3.0
-OVERLOAD_N = 60.0
+OVERLOAD_VIOLATIONS = 3.0
 LOOK_AT = (0.5, 0.7, 0.35)
-SAFE_AT = 0.05
+SAFE_AT, SAFE_OF_MEDIAN = 0.05, 0.6
 CONFIDENCE = 0.9
-SCREENED = 3
+SCREENED, EXPLORED_MIN = 3, 8
 FRESH = 1000
 CLIMBING, RUNG_SHARE, TRIAL_SHARE, CONFIRMING = 0.25, 0.06, 0.12, 0.3
 """Shares of a budget: for the bracket, for a rung of it, for an open trial, for the confirmation."""
@@ -189,9 +189,16 @@ def bounds(closed: Sequence[TrialResult], settings: SearchSettings) -> tuple[flo
     """
     last = closed[-1]
     by_time = (last.trial.users or 1) / last.mean_e2e_s if last.mean_e2e_s and last.stopped_by else 0.0
-    reach = HEADROOM if _is_saturated(closed) or (last.trial.users or 1) * RUNG > settings.users_max else float(RUNG)
+    is_told = by_time > 0.0 or (_is_saturated(closed) and last.stopped_by is None)
+    reach = HEADROOM if is_told or (last.trial.users or 1) * RUNG > settings.users_max else float(RUNG)
     high = reach * max(by_time, *(result.completed_rps for result in closed))
-    return min(FLOOR_OF_ONE_USER * closed[0].completed_rps, high / RUNG), high
+    within = [result.completed_rps for result in closed[1:] if all(_is_within(one) for one in result.judged)]
+    low = max(FLOOR_OF_ONE_USER * closed[0].completed_rps, FLOOR_OF_RUNG * max(within, default=0.0))
+    return min(low, high / RUNG), high
+
+
+def _is_within(judged: Judged) -> bool:
+    return judged.share <= judged.objective.allowed
 
 
 def crossings_of(
@@ -208,9 +215,9 @@ def _observed(result: TrialResult, objective: Objective) -> Observation:
     judged = next(one for one in result.judged if one.objective == objective)
     rate = result.trial.rate or 0.0
     if result.is_overloaded:
-        share = max(judged.share, min(0.9, OVERLOAD_SHARE * objective.allowed))
-        return Observation(rate=rate, share=share, n=max(judged.n_test, OVERLOAD_N))
-    return Observation(rate=rate, share=judged.share, n=judged.n_test)
+        share = min(0.9, OVERLOAD_SHARE * objective.allowed)
+        return Observation(rate=rate, share=share, n=max(judged.share * judged.n_test, OVERLOAD_VIOLATIONS) / share)
+    return Observation(rate=rate, share=judged.share, n=judged.n_test, requests=judged.requests)
 
 
 def _open_step(
@@ -229,13 +236,14 @@ def _open_step(
     budget_s = settings.budget_s or 0.0
     is_late = left_s is not None and left_s < (CONFIRMING + TRIAL_SHARE / 2.0) * budget_s
     width = (worst.at(0.95) - worst.at(0.05)) / (2.0 * worst.at(0.5))
-    if not confirmed and not is_late and width > settings.tolerance and len(explored) < settings.trials_max:
+    is_open = width > settings.tolerance or len(explored) < EXPLORED_MIN
+    if not is_late and is_open and len(explored) < settings.trials_max:
         rate = worst.at(LOOK_AT[len(explored) % len(LOOK_AT)])
         share = settings.screen if len(explored) < SCREENED else settings.edge
         return _trial(rate, share, len(explored), settings)
     has_time = left_s is None or len(confirmed) < CONFIRMED_LATE or left_s > 0.0
     if settings.is_confirmed and has_time and len(confirmed) < settings.confirmations_max:
-        trial = _trial(worst.at(SAFE_AT), settings.confirm, 0, settings)
+        trial = _trial(max(worst.at(SAFE_AT), SAFE_OF_MEDIAN * worst.at(0.5)), settings.confirm, 0, settings)
         seconds_max = None if left_s is None else max(left_s, AGAIN_SHARE * budget_s)
         seed = settings.seed + FRESH + len(confirmed)
         return msgspec.structs.replace(trial, kind="confirm", seed=seed, seconds_max=seconds_max)
@@ -244,7 +252,7 @@ def _open_step(
 
 def is_held(result: TrialResult, worst: Crossing) -> bool:
     """Tell whether a confirmation stands: it met every objective, and all trials together put the crossing above it."""
-    is_met = all(one.verdict != "missed" and one.share <= one.objective.allowed for one in result.judged)
+    is_met = all(one.verdict != "missed" and _is_within(one) for one in result.judged)
     is_steady = result.is_stationary and not result.is_overloaded
     return is_met and is_steady and worst.below(result.trial.rate or 0.0) <= 1.0 - CONFIDENCE
 

@@ -13,8 +13,8 @@ from collections.abc import Callable, Sequence
 from setpoint.loadgen.experiment import Setup, open_plan, run_closed, run_plan
 from setpoint.loadgen.process import OnProgress, Snapshot
 from setpoint.loadgen.run import Run
-from setpoint.loadgen.search import Answer, SearchSettings, Trial, TrialResult, next_step
-from setpoint.metrics import Judged, Objective, RequestRecord, judge, tightest_s, violations
+from setpoint.loadgen.search import Answer, Kind, SearchSettings, Trial, TrialResult, next_step
+from setpoint.metrics import Judged, Objective, RequestRecord, Summary, judge, tightest_s, violations
 from setpoint.metrics.sequential import look
 from setpoint.workload import PlannedRequest
 
@@ -24,6 +24,10 @@ GONE_REQUESTS = 20
 GONE_SHARE = 0.5
 DRAIN_MIN_S = 10.0
 DRAIN_OF_E2E = 6.0
+DRAINS_MAX = 5.0
+WINDOW_OF_E2E: dict[Kind, float] = {"open": 30.0, "confirm": 60.0}
+"""A window is at least so many times as long as a request takes: a queue needs time to come to what it will be."""
+FEW_LEFT, FEW_LEFT_SHARE = 2, 0.02
 RUNG_OF_E2E = 4.0
 
 
@@ -44,8 +48,9 @@ class StopRule:
         is_met_enough: bool = False,
     ) -> None:
         self._objectives, self._warmup_s = objectives, warmup_s
-        self._end_s = window_s + drain_s
+        self._window_s, self._drain_s = window_s, drain_s
         self._due_s = {one.id: one.at_s for one in plan}
+        self._inside = {one.id for one in plan if one.at_s < window_s}
         self._order = [one.id for one in plan]
         self._is_met_enough = is_met_enough and all(one.session is None for one in plan)
         self._records: list[RequestRecord] = []
@@ -57,7 +62,7 @@ class StopRule:
         """Return the rule that ends the run, or `None`."""
         self._records += snapshot.records
         self._ended.update(record.id for record in snapshot.records)
-        if snapshot.elapsed_s > self._end_s:
+        if snapshot.elapsed_s > self._window_s + self._drain_s and self._is_left_behind(snapshot.elapsed_s):
             return "overload"
         if snapshot.elapsed_s < self._looked_s + LOOK_EVERY_S:
             return None
@@ -71,6 +76,12 @@ class StopRule:
         if len(due) >= EARLY_REQUESTS and look(due, self._objectives) == "missed":
             return "missed"
         return "met" if self._is_met_enough and self._is_within(due) else None
+
+    def _is_left_behind(self, elapsed_s: float) -> bool:
+        """Tell whether a backlog does not drain; a few long answers are none, unless they take far longer."""
+        left = len(self._inside - self._ended)
+        is_long_past = elapsed_s > self._window_s + DRAINS_MAX * self._drain_s
+        return is_long_past or left > max(FEW_LEFT, FEW_LEFT_SHARE * len(self._inside))
 
     def _is_gone(self, due: Sequence[RequestRecord]) -> bool:
         flags = [violations(due, objective) for objective in self._objectives]
@@ -94,7 +105,8 @@ def run_trial(
 def _open(setup: Setup, trial: Trial, objectives: Sequence[Objective], on_progress: OnProgress | None) -> Run:
     rate, warmup_s = trial.rate or 1.0, setup.warmup_s
     longest = setup.trial_s_max if trial.seconds_max is None else min(setup.trial_s_max, trial.seconds_max - warmup_s)
-    seconds = max(setup.trial_s_min, min(longest, trial.requests / rate))
+    settled_s = WINDOW_OF_E2E[trial.kind] * setup.e2e_s
+    seconds = max(setup.trial_s_min, min(longest, max(settled_s, trial.requests / rate)))
     plan, options = open_plan(setup, rate, warmup_s + seconds, trial.seed)
     limit_s = max((one.limit_s for one in objectives), default=0.0)
     rule = StopRule(
@@ -136,11 +148,9 @@ def result_of(
     health = run.health(ttft_limit_s=tightest_s(objectives), ceiling_eps=ceiling_eps)
     sent = sum(1 for record in run.records if record.sent_at is not None)
     is_open = trial.users is None
-    judged: tuple[Judged, ...] = tuple(_hopeless(objective) for objective in objectives)
-    if summary is not None:
-        judged = tuple(judge(run.due(), objective) for objective in objectives)
-    drowned = run.stopped_by == "overload" or summary is None or summary.overload.is_overloaded
     latencies = {} if summary is None else summary.overall.latencies
+    judged, mean_e2e_s = _shown(run, summary, objectives)
+    drowned = run.stopped_by == "overload" or summary is None or summary.overload.is_overloaded
     return TrialResult(
         trial=trial,
         completed_rps=0.0 if summary is None else summary.completed_rps,
@@ -151,13 +161,40 @@ def result_of(
         sent=sent,
         duration_s=0.0 if summary is None else summary.window_s,
         mean_ttft_s=latencies["ttft"].mean_s if latencies else None,
-        mean_e2e_s=latencies["e2e"].mean_s if latencies else None,
+        mean_e2e_s=mean_e2e_s,
         faults=health.faults,
         spent_s=spent_s,
         is_stalled=health.stalled_s > 0.0,
         is_stationary=summary is not None and summary.is_stationary,
         stopped_by=run.stopped_by,
     )
+
+
+def _shown(
+    run: Run, summary: Summary | None, objectives: Sequence[Objective]
+) -> tuple[tuple[Judged, ...], float | None]:
+    """Return the objectives held against the run, and the mean time of its answers."""
+    seen = _answered(run) if run.stopped_by == "missed" else []
+    if len(seen) > (0 if summary is None else summary.requests):
+        return tuple(judge(seen, objective) for objective in objectives), _mean_e2e_s(seen)
+    if summary is None:
+        return tuple(_hopeless(objective) for objective in objectives), None
+    return tuple(judge(run.due(), objective) for objective in objectives), summary.overall.latencies["e2e"].mean_s
+
+
+def _answered(run: Run) -> list[RequestRecord]:
+    """Return all that was due after the warm-up and has ended: more than a window that ends before the first cut.
+
+    The slow ones are missing, so that they show too few violations: enough where even these were too many.
+    """
+    start = run.start_at + (run.warmup_s or 0.0)
+    ended = [record for record in run.records if record.scheduled_at >= start and record.error != "cancelled"]
+    return sorted(ended, key=lambda record: record.scheduled_at)
+
+
+def _mean_e2e_s(records: Sequence[RequestRecord]) -> float | None:
+    times = [record.e2e_s for record in records if record.e2e_s is not None]
+    return sum(times) / len(times) if times else None
 
 
 def _hopeless(objective: Objective) -> Judged:
