@@ -1,5 +1,6 @@
 """Whole runs: warm-up, drift, overload, Little's law, and the summary."""
 
+import math
 import random
 
 import pytest
@@ -170,8 +171,36 @@ def test_a_short_window_is_not_convicted_by_its_edges_and_a_growing_backlog_is()
 
 
 def test_the_gap_that_edges_explain_shrinks_with_the_window() -> None:
-    assert little_allowed(10.0, 2.0, 4.0) > little_allowed(20.0, 2.0, 4.0) > 0.05
-    assert little_allowed(1e6, 2.0, 4.0) == 0.05
+    def window(end: float) -> float:
+        return little_allowed(served(rate=5.0, service_s=0.15, n=6000, seed=3), 100.0, end)
+
+    assert window(104.0) > window(112.0) > 0.05
+    assert window(1000.0) == 0.05
+
+
+def test_long_answers_among_short_ones_are_no_drift() -> None:
+    chance = random.Random(5)
+
+    def run(first: int) -> bool:
+        records = []
+        at = 0.0
+        for number in range(500):
+            at += chance.expovariate(2.0)
+            times = 0.5 * math.exp(chance.gauss(0.0, 1.2))
+            records.append(
+                RequestRecord(
+                    id=first + number,
+                    class_name="c",
+                    scheduled_at=at,
+                    sent_at=at,
+                    first_token_at=at,
+                    ended_at=at + times,
+                )
+            )
+        error = little_error(records, 10.0, 40.0)
+        return error is not None and error <= little_allowed(records, 10.0, 40.0)
+
+    assert sum(run(1000 * number) for number in range(60)) >= 56
 
 
 def test_one_example_of_each_kind_of_error_is_kept() -> None:

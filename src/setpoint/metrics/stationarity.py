@@ -6,8 +6,9 @@ is least; a cut at half of the run means that it never settled.
 *Overload*: requests in flight grow and latency grows, both significantly (either alone is a common false alarm), or
 in-flight grows and clearly fewer requests are completed than offered.
 *Little's law*: L = X R holds in any stationary window; a gap beyond what the edges of the window explain says that it
-is not one. A window of W seconds cuts the requests in flight at either edge, L of them about, each with a rest of about
-its time R: the gap then has a standard deviation of about R sqrt(2 L / 3), in an area of L W.
+is not one. The gap is what the requests cut in two by the start have left, less what those cut by the end have left
+(both as areas). Where the two are alike but for chance, its variance is about the sum of the squares of all those
+rests, whatever the distribution of times: long answers among short ones make it large.
 """
 
 import itertools
@@ -157,8 +158,14 @@ def little_error(records: Iterable[RequestRecord], start: float, end: float) -> 
     return abs(area - math.fsum(times)) / area
 
 
-def little_allowed(window_s: float, e2e_s: float, in_flight: float) -> float:
-    """Return the gap of `little_error` that a stationary window of `window_s` may show: 5%, or what its edges make."""
-    if in_flight <= 0.0 or window_s <= 0.0:
-        return LITTLE_MAX
-    return max(LITTLE_MAX, EDGE_DEVIATIONS * e2e_s * math.sqrt(2.0 / (3.0 * in_flight)) / window_s)
+def little_allowed(records: Iterable[RequestRecord], start: float, end: float) -> float:
+    """Return the gap of `little_error` that a stationary window may show: 5%, or what its edges make of it."""
+    area = squares = 0.0
+    for record in records:
+        born, gone = record.scheduled_at, end if record.ended_at is None else record.ended_at
+        area += max(0.0, min(gone, end) - max(born, start))
+        if born < start < gone:
+            squares += (min(gone, end) - start) ** 2
+        if start <= born < end < gone:
+            squares += (gone - end) ** 2
+    return max(LITTLE_MAX, EDGE_DEVIATIONS * math.sqrt(squares) / area) if area > 0.0 else LITTLE_MAX

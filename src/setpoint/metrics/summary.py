@@ -149,7 +149,7 @@ def summarize(
         good_rps=classes[ALL_CLASSES].good_rps,
         overload=overload(ordered, start, end),
         little_error=little_error(ordered, start, end),
-        little_allowed=little_allowed(span, in_flight * span / len(due), in_flight),
+        little_allowed=little_allowed(ordered, start, end),
         classes=classes,
     )
 
