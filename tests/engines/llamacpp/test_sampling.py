@@ -73,6 +73,20 @@ def test_draws_follow_the_distribution() -> None:
     assert drawn[4] == 0
 
 
+@pytest.mark.parametrize("top_p", [0.4, 0.6, 0.95])
+def test_draws_by_top_p_follow_the_distribution_of_what_it_leaves(top_p: float) -> None:
+    row = np.array([2.0, 1.0, 1.0, 1.0, 0.0, -1.0, -3.0], dtype=np.float32)
+    sampling = Sampling(temperature=0.9, top_p=top_p, seed=2)
+    chooser = sampler(sampling, vocabulary=7)
+    drawn = collections.Counter(chooser.sample(row.copy()) for _ in range(20_000))
+    weights = Scratch(7).weights(row, 0.9)
+    kept = by_definition(weights, sampling)
+    assert {*drawn} == kept
+    for token in kept:
+        share = weights[token] / weights[[*kept]].sum()
+        assert drawn[token] / 20_000 == pytest.approx(share, abs=4 * math.sqrt(0.25 / 20_000))
+
+
 @given(st.integers(0, 2**16), st.floats(0, 1, exclude_max=True))
 def test_a_pick_is_where_the_running_sum_passes_the_point(seed: int, point: float) -> None:
     scratch = Scratch(1000)
@@ -262,7 +276,8 @@ class TestOnTheModel:
         mask = is_allowed.allowed(model.info.vocabulary) & has_bytes(model)
         is_allowed.close()
         for seed in range(20):
-            sampling, row = Sampling(top_p=0.9, seed=seed), logits(seed, model.info.vocabulary)
+            # with a min-p neither draws among all first
+            sampling, row = Sampling(top_p=0.9, min_p=1e-6, seed=seed), logits(seed, model.info.vocabulary)
             grammar = compile_grammar(model, grammar="root ::= [^b]+")
             by_grammar = Sampler(sampling, scratch, prompt=NO_IDS, ends=NO_IDS, grammar=grammar)
             masked = Sampler(sampling, scratch, prompt=NO_IDS, ends=NO_IDS, grammar=None)

@@ -30,7 +30,7 @@ from setpoint.engines.llamacpp.packing import Packing
 from setpoint.engines.llamacpp.prefix import PrefixStats, PrefixStore, StoredPrefix
 from setpoint.engines.llamacpp.prompt import check_prompt
 from setpoint.engines.llamacpp.sampling import Floats, Sampler, Scratch, likeliest, log_total
-from setpoint.errors import EngineError, RequestError
+from setpoint.errors import EngineError
 from setpoint.model import Capacity
 from setpoint.settings import KvLayout
 from setpoint.units import Blocks, Seconds, Tokens
@@ -139,12 +139,7 @@ class LlamaExecutor:
         prompt = check_prompt(generation.prompt, self._capacity.context_tokens_max, self.model.info.vocabulary)
         sampling = generation.sampling
         grammar = compile_grammar(self.model, grammar=sampling.grammar, json_schema=sampling.json_schema)
-        try:
-            sampler = Sampler(sampling, self._scratch, prompt=prompt, ends=self._ends, grammar=grammar)
-        except RequestError:
-            if grammar is not None:
-                grammar.close()
-            raise
+        sampler = Sampler(sampling, self._scratch, prompt=prompt, ends=self._ends, grammar=grammar)
         tokens32 = prompt.astype(np.int32)
         pinned = self._prefixes.pin(tokens32)
         self._sequences[request_id] = _Sequence(
@@ -212,7 +207,6 @@ class LlamaExecutor:
         if sequence.place is not None:
             self._leave(sequence)
         self._unpin(sequence)
-        sequence.sampler.close()
 
     def _leave(self, sequence: _Sequence) -> None:
         self._context.drop(sequence.held_place)

@@ -118,10 +118,6 @@ class Grammar:
             self._state = state
         return state != DEAD
 
-    def close(self) -> None:
-        """Let go of the grammar, which others may go on to use."""
-        self._state = DEAD
-
     def _after(self, token: int) -> int:
         if token in self._model.end_tokens:
             return self._state if self._automaton.is_complete(self._state) else DEAD

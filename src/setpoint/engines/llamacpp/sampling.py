@@ -8,7 +8,7 @@ every token; here everything runs over the logits where llama.cpp left them, in 
 - a draw from the whole distribution needs no order at all: sums of blocks of 256 weights find the block, a running sum
   within it finds the token;
 - top-k needs only what reaches a bound that is cheap to find (`likeliest`), top-p only the order within one of many
-  bins (`_nucleus`). Both are exact.
+  bins (`_nucleus`), and mostly none: a token drawn among all is of the nucleus or drawn again. All are exact.
 
 With a grammar the distribution is that of masking first what it does not allow, then truncating. Where nearly any
 character may come, as within a string, and nothing is truncated, a token is drawn first and the grammar asked about it
@@ -39,7 +39,8 @@ _GROUP: Final = 64
 _FLOORS: Final = (1e-3, 1e-5, 1e-7)
 _BIN_SHIFT: Final = 18
 _TRIES: Final = 4
-"""How many tokens are drawn before the grammar says what it allows."""
+"""How many tokens are drawn before the grammar says what it allows, or top-p is cut out."""
+_LEAST_NUCLEUS: Final = 0.5
 LOGPROBS_MAX: Final = 20
 BIASES_MAX: Final = 1024
 
@@ -150,10 +151,11 @@ class Sampler:
             or grammar
             or sampling.is_eos_ignored
         )
-        self._is_whole = sampling.temperature == 0.0 or (
-            sampling.top_k == 0 and sampling.top_p >= 1.0 and sampling.min_p <= 0.0
-        )
+        is_untruncated = sampling.top_k == 0 and sampling.min_p <= 0.0
+        self._is_whole = sampling.temperature == 0.0 or (is_untruncated and sampling.top_p >= 1.0)
         """Whether any token may be drawn, however unlikely: then leaving one out changes no ratio among the others."""
+        self._is_nucleus = grammar is None and is_untruncated and _LEAST_NUCLEUS <= sampling.top_p < 1.0
+        """Whether most draws among all fall into what top-p leaves."""
         self.is_plain = sampling.temperature == 0.0 and not self._is_edited
 
     def sample(self, row: Floats) -> int:
@@ -214,14 +216,29 @@ class Sampler:
         weights = self._scratch.weights(row, sampling.temperature)
         if self._is_whole:
             return self._scratch.pick(self._random.random())
+        if self._is_nucleus:
+            token = self._draw_of_nucleus(weights)
+            if token is not None:
+                return token
         ids = survivors(weights, sampling)
         running = np.cumsum(weights[ids], dtype=np.float64)
         index = int(np.searchsorted(running, self._random.random() * running[-1], side="right"))
         return int(ids[min(index, len(ids) - 1)])
 
-    def close(self) -> None:
-        """Let go of the grammar."""
-        self._grammar = None
+    def _draw_of_nucleus(self, weights: Floats) -> int | None:
+        """Draw among all, again where the token is not of the nucleus of top-p; `None` where no try came into it.
+
+        That is the same distribution as drawing in the nucleus, and whether one token belongs to it takes no sorting:
+        the larger weights, and the equal ones before it, have to come to less than its mass.
+        """
+        mass = self.sampling.top_p * float(weights.sum())
+        for _ in range(_TRIES):
+            token = self._scratch.pick(self._random.random())
+            weight = weights[token]
+            above = float(weights @ (weights > weight).astype(np.float32))
+            if above < mass and above + float(weight) * np.count_nonzero(weights[:token] == weight) < mass:
+                return token
+        return None
 
 
 def greedy(row: Floats) -> int:
