@@ -24,6 +24,8 @@ How = Literal["measured", "outrun", "crashed", "hung", "unfit"]
 
 SHARES = (0.5, 0.3, 0.2)
 """Of the search time: short evaluations, those twice as long, those four times as long."""
+LENGTHS = (1.0, 1.7, 3.0)
+"""What an evaluation is taken to last beside the first one, until one of its rung was seen."""
 KEPT = 3
 FINALISTS = 2
 NOISE_MIN, NOISE_FAILED, NOISE_OUTRUN = 0.06, 0.5, 0.3
@@ -93,7 +95,7 @@ def next_evaluation(
 def _has_time(history: Sequence[Evaluation], rung: int, left_s: float) -> bool:
     """Tell whether the better part of an evaluation fits into what is left."""
     alike = [one.seconds for one in history if one.rung == rung and not one.is_failed and one.how != "outrun"]
-    cost = sum(alike) / len(alike) if alike else history[0].seconds * (1 if rung == 0 else 1.5)
+    cost = sum(alike) / len(alike) if alike else history[0].seconds * LENGTHS[rung]
     return left_s >= TOO_LITTLE * cost
 
 
