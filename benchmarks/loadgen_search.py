@@ -237,8 +237,8 @@ def main() -> None:
     """Search on each system, find out what is true, and compare."""
     args = arguments(__doc__ or "")
     worlds = WORLDS[:1] if args.quick else WORLDS
-    rows = [measured(world, args.seed, 6 if args.quick else 30, is_quick=args.quick) for world in worlds]
-    rows = [row for row in rows if row is not None]
+    found = [measured(world, args.seed, 6 if args.quick else 30, is_quick=args.quick) for world in worlds]
+    rows = [row for row in found if row is not None]
 
     def worst(name: str, *, is_least: bool = False) -> float | None:
         values = [value for row in rows if isinstance(value := row[name], float | int)]
@@ -247,7 +247,7 @@ def main() -> None:
     names = ("error", "of_grid_requests", "grid_error", "over_truth", "trials", "minutes")
     ratios = {name: worst(name) for name in names}
     ratios |= {name: worst(name, is_least=True) for name in ("coverage", "confirmed")}
-    report("loadgen_search", ratios, [row for row in rows if row is not None], args)
+    report("loadgen_search", ratios, rows, args)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,6 @@ from vllm_loads import IN_FLIGHT, Load, Seen, judged
 from vllm_made import Made, made_request, made_scheduler
 
 from setpoint import seeds
-from setpoint.chance import Chance
 from setpoint.metrics import RequestRecord
 from setpoint.model import Slo
 from setpoint.steptime.learner import FixedStepTime
@@ -51,7 +50,7 @@ class Server:
         """Begin idle."""
         self.contender = contender
         self._depth = depth
-        self._chance: Chance = seeds.stream(args.seed, "vllm_virtual")
+        self._chance = seeds.stream(args.seed, "vllm_virtual")
         self._names = itertools.count()
         self._flying: deque[tuple[Any, float, dict[str, bool]]] = deque()
         self._records: dict[str, RequestRecord] = {}

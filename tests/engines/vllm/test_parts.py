@@ -101,18 +101,18 @@ def test_what_vllm_has_begun_is_told_alike_whether_it_is_as_shown_or_not(
     everyone = {i: tokens for i, tokens in scheduled(plan, sequences).items() if tokens}
     some = data.draw(st.sets(st.sampled_from([*everyone]))) if everyone else set()
     done = {i: everyone[i] for i in some}
-    for one in (everyone, done):
+    for took in (everyone, done):
         result = SimpleNamespace(
-            num_scheduled_tokens={f"r{i}": n for i, n in one.items()}, total_num_scheduled_tokens=sum(one.values())
+            num_scheduled_tokens={f"r{i}": n for i, n in took.items()}, total_num_scheduled_tokens=sum(took.values())
         )
         ids = {f"r{i}": i for i in sequences}
         hosts: dict[int, Any] = {
-            i: SimpleNamespace(request_id=f"r{i}", num_computed_tokens=one.get(i, 0), num_tokens=5) for i in sequences
+            i: SimpleNamespace(request_id=f"r{i}", num_computed_tokens=took.get(i, 0), num_tokens=5) for i in sequences
         }
         told = begun(result, shown, ledger, ids, hosts)
-        assert {*told.decodes} == {i for i in one if i >= 100}
-        assert {*told.prefills} == {(i, n) for i, n in one.items() if i < 100}
-        assert {i for i, _, _ in told.admitted} == {i for i in one if i < 100 and not drawn[i][2]}
+        assert {*told.decodes} == {i for i in took if i >= 100}
+        assert {*told.prefills} == {(i, n) for i, n in took.items() if i < 100}
+        assert {i for i, _, _ in told.admitted} == {i for i in took if i < 100 and not drawn[i][2]}
 
 
 def entry(name: str, priority: int = 0) -> SimpleNamespace:
