@@ -4,9 +4,9 @@
     python benchmarks/fidelity.py --quick       runs of a few seconds: the spread is then that of the sample
     python benchmarks/fidelity.py --write FILE  also replace the table between the markers in FILE (docs/validation.md)
 
-With `SETPOINT_VLLM` (the `vllm` command of an environment that has it) and `SETPOINT_VLLM_MODEL` (the folder of a small
-model that it reads) the same follows for vLLM, profiled over HTTP and with its scheduler modelled by `continuous`:
-another 20 minutes; `--quick` leaves it out. `--only embedded` or `--only vllm` runs one of them.
+With `SETPOINT_VLLM_COMMAND` (the `vllm` command of an environment that has it) and `SETPOINT_VLLM_MODEL` (the folder of
+a small model that it reads) the same follows for vLLM, profiled over HTTP and with its scheduler modelled by
+`continuous`: another 20 minutes; `--quick` leaves it out. `--only embedded` or `--only vllm` runs one of them.
 
 The embedded engine is the real one (replica machine over llama.cpp, one thread, without HTTP); its prediction is the
 same machine on a virtual clock, with the step times of the profile and their measured scatter. Arrivals and lengths are
@@ -134,12 +134,12 @@ def main() -> None:
     found: Replayed | None = None
     if args.only != "vllm":
         found, words = embedded(args, rows)
-    if os.environ.get("SETPOINT_VLLM") and args.only != "embedded" and (args.only or not args.quick):
+    if os.environ.get("SETPOINT_VLLM_COMMAND") and args.only != "embedded" and (args.only or not args.quick):
         from fidelity_vllm import vllm  # noqa: PLC0415 - only where it is asked for
 
         words += vllm(args, rows)
     elif args.only == "vllm":
-        raise SystemExit("SETPOINT_VLLM names no vllm command, and SETPOINT_VLLM_MODEL no model")
+        raise SystemExit("SETPOINT_VLLM_COMMAND names no vllm command, and SETPOINT_VLLM_MODEL no model")
     ratios = _ratios(rows, found)
     for text in words:
         say(text)

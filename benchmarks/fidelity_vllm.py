@@ -1,7 +1,8 @@
 """vLLM on the CPU, profiled over HTTP, and its six loads predicted with its scheduler modelled by `continuous`.
 
-`SETPOINT_VLLM` is the command, `SETPOINT_VLLM_MODEL` the folder of the model. Each load is offered by the measuring
-client from a process of its own; the prediction knows vLLM by the profile and by the flags that it was started with.
+`SETPOINT_VLLM_COMMAND` is the command, `SETPOINT_VLLM_MODEL` the folder of the model. Each load is offered by the
+measuring client from a process of its own; the prediction knows vLLM by the profile and by the flags that it was
+started with.
 """
 
 import argparse
@@ -42,7 +43,7 @@ def vllm(args: argparse.Namespace, rows: list[Row]) -> list[str]:
     model_path = os.environ.get("SETPOINT_VLLM_MODEL")
     if not model_path:
         sys.exit("SETPOINT_VLLM_MODEL: name the folder of a model that vLLM can read")
-    given = argparse.Namespace(vllm=os.environ["SETPOINT_VLLM"], model=model_path)
+    given = argparse.Namespace(vllm=os.environ["SETPOINT_VLLM_COMMAND"], model=model_path)
     flags = ("--max-num-batched-tokens", str(BUDGET))
     seconds = args.seconds or (10.0 if args.quick else 120.0)
     say("starting vLLM")
