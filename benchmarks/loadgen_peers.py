@@ -45,6 +45,8 @@ OURS = "setpoint"
 SLOW = ("guidellm", "inference-perf")
 SENT_MIN, OFF_MAX, OFF_MAX_S = 0.9, 0.10, 0.005
 """What it takes to hold a rate: the share of it that arrived, and how far P50 and P99 of TTFT may be off."""
+Answered = tuple[float, list[float]]
+"""When a request had arrived, and after how many seconds each token of its answer was written."""
 
 
 class Seen(NamedTuple):
@@ -83,10 +85,21 @@ def watch(client: str, binary: Path | None, load: Load) -> tuple[Told, Usage, Se
         with mock_server(seed=load.seed) as mock:
             load = load._replace(url=mock.url)
             told, usage = ours(load, folder) if binary is None else offer(client, binary, load, folder)
-        answers = sorted(mock.answers)[-told.requests :]
+        answers = reported(sorted(mock.answers), told.requests, is_ours=binary is None)
     at = [arrived for arrived, _ in answers]
     written = sorted(arrived + offset for arrived, times in answers for offset in times)
     return told, usage, Seen(sorted(times[0] for _, times in answers), at, written)
+
+
+def reported(answers: Sequence[Answered], requests: int, *, is_ours: bool) -> Sequence[Answered]:
+    """Return the answers, in order of arrival, that the client reports on: not those to what it asked beforehand.
+
+    Our client goes on sending while the last requests of its window are answered, and does not count these further
+    ones; what it asks beforehand is told by its length.
+    """
+    if is_ours:
+        return [one for one in answers if len(one[1]) == TOKENS][:requests]
+    return answers[-requests:]
 
 
 def measure(client: str, binary: Path | None, load: Load) -> dict[str, Any]:
