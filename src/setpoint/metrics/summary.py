@@ -17,6 +17,7 @@ from setpoint.metrics.judge import ALL_CLASSES, is_good
 from setpoint.metrics.quantile import BATCHES_MAX, Quantile, binomial_ranks, effective_size, estimate
 from setpoint.metrics.stationarity import LITTLE_MAX, Overload, Warmup, little_allowed, little_error, mser5, overload
 from setpoint.metrics.timeline import RequestRecord
+from setpoint.metrics.window import default_window, time_inside, tokens_inside
 from setpoint.model import Slo
 
 QUANTILES = (0.5, 0.9, 0.95, 0.99, 0.999)
@@ -117,7 +118,7 @@ def summarize(
         message = "no records"
         raise ValueError(message)
     warmup = mser5([record.ttft_s for record in ordered if record.ttft_s is not None])
-    start, end = window or _default_window(ordered, warmup)
+    start, end = window or default_window(ordered, warmup)
     due = [record for record in ordered if start <= record.scheduled_at < end]
     if not due:
         message = "no request is due in the window"
@@ -131,8 +132,8 @@ def summarize(
     classes = {name: _of_class(name, group, slos, span, quantiles, confidence) for name, group in groups.items()}
     if ALL_CLASSES not in classes:
         classes[ALL_CLASSES] = msgspec.structs.replace(classes[names[0]], class_name=ALL_CLASSES)
-    prompt, output = _tokens_inside(ordered, start, end)
-    in_flight = sum(_overlap(record, start, end) for record in ordered) / span
+    prompt, output = tokens_inside(ordered, start, end)
+    in_flight = sum(time_inside(record, start, end) for record in ordered) / span
     return Summary(
         start_at=start,
         end_at=end,
@@ -152,45 +153,6 @@ def summarize(
         little_allowed=little_allowed(ordered, start, end),
         classes=classes,
     )
-
-
-def _default_window(ordered: Sequence[RequestRecord], warmup: Warmup) -> tuple[float, float]:
-    answered = [record.scheduled_at for record in ordered if record.ttft_s is not None]
-    start = answered[warmup.dropped] if warmup.is_settled and warmup.dropped else ordered[0].scheduled_at
-    last = ordered[-1].scheduled_at
-    gap = (last - ordered[0].scheduled_at) / (len(ordered) - 1) if len(ordered) > 1 else 0.0
-    if gap <= 0.0:
-        return start, max((record.ended_at or last for record in ordered), default=last) + 1e-9
-    return start, last + gap
-
-
-def _overlap(record: RequestRecord, start: float, end: float) -> float:
-    gone = record.ended_at if record.ended_at is not None else end
-    return max(0.0, min(gone, end) - max(record.scheduled_at, start))
-
-
-def _tokens_inside(records: Iterable[RequestRecord], start: float, end: float) -> tuple[float, float]:
-    prompt = output = 0.0
-    for record in records:
-        if record.first_token_at is None:
-            continue
-        if start <= record.first_token_at < end:
-            prompt += record.prompt_tokens
-        output += _output_inside(record, start, end)
-    return prompt, output
-
-
-def _output_inside(record: RequestRecord, start: float, end: float) -> float:
-    first = record.first_token_at or 0.0
-    last = record.ended_at if record.ended_at is not None else first
-    if start <= first and last < end:
-        return record.output_tokens
-    if record.event_at:
-        inside = sum(1 for at in record.event_at if start <= at < end)
-        return record.output_tokens * inside / len(record.event_at)
-    if last <= first:
-        return float(record.output_tokens) if start <= first < end else 0.0
-    return record.output_tokens * max(0.0, min(last, end) - max(first, start)) / (last - first)
 
 
 def _of_class(

@@ -19,7 +19,7 @@ from setpoint.engines.llamacpp.chat import ChatTemplate
 from setpoint.engines.llamacpp.executor import LlamaExecutor
 from setpoint.engines.llamacpp.grammar import compile_grammar
 from setpoint.engines.llamacpp.model import Model
-from setpoint.engines.llamacpp.sampling import Floats, Sampler, Scratch, likeliest, log_total, survivors
+from setpoint.engines.llamacpp.sampling import Floats, Sampler, Scratch, likeliest, survivors
 from setpoint.errors import EngineError, RequestError
 
 Ids = npt.NDArray[np.intp]
@@ -133,8 +133,30 @@ def test_an_ignored_end_is_never_drawn() -> None:
 
 def test_log_probabilities_sum_to_one() -> None:
     row = logits(5)
-    assert np.exp(row.astype(np.float64) - log_total(row)).sum() == pytest.approx(1.0, abs=1e-5)
+    total = Scratch(len(row)).log_total(row)
+    assert np.exp(row.astype(np.float64) - total).sum() == pytest.approx(1.0, abs=1e-5)
     assert likeliest(row, 3).tolist() == np.argsort(-row)[:3].tolist()
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        Sampling(temperature=0.0),
+        Sampling(temperature=0.7, seed=1),
+        Sampling(top_p=0.9, seed=1),
+        Sampling(top_k=5, min_p=0.01, seed=1),
+        Sampling(temperature=0.7, seed=1, is_eos_ignored=True),
+        Sampling(logit_bias={3: -5.0}, seed=1),
+        Sampling(repetition_penalty=1.3, seed=1),
+    ],
+)
+def test_only_a_sampler_that_says_so_overwrites_the_logits(sampling: Sampling) -> None:
+    row = logits(7)
+    chooser = sampler(sampling, prompt=np.arange(20), ends=np.array([int(row.argmax())]))
+    before = row.copy()
+    for _ in range(3):
+        chooser.sample(row)
+    assert chooser.is_edited != np.array_equal(row, before)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])

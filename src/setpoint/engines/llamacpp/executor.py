@@ -29,7 +29,7 @@ from setpoint.engines.llamacpp.model import Model
 from setpoint.engines.llamacpp.packing import Packing
 from setpoint.engines.llamacpp.prefix import PrefixStats, PrefixStore, StoredPrefix
 from setpoint.engines.llamacpp.prompt import check_prompt
-from setpoint.engines.llamacpp.sampling import Floats, Sampler, Scratch, likeliest, log_total
+from setpoint.engines.llamacpp.sampling import Floats, Sampler, Scratch, likeliest
 from setpoint.errors import EngineError
 from setpoint.model import Capacity
 from setpoint.settings import KvLayout
@@ -249,16 +249,17 @@ class LlamaExecutor:
         sampling = sequence.generation.sampling
         if sequence.stored_tokens:
             self._store_prefix(sequence)
-        raw = row.copy() if sampling.logprobs is not None else None
-        token = sequence.sampler.sample(row)
+        sampler = sequence.sampler
+        raw = row.copy() if sampling.logprobs is not None and sampler.is_edited else row
+        token = sampler.sample(row)
         is_end = token < 0 or (token in self.model.end_tokens and not sampling.is_eos_ignored)
         token = token if token >= 0 else self.model.eos_token
         sequence.tokens.append(token)
-        logprob = None if raw is None else self._logprob(raw, token, sampling.logprobs or 0)
+        logprob = None if sampling.logprobs is None else self._logprob(raw, token, sampling.logprobs)
         return SampledToken(request_id, token, is_end, logprob)
 
     def _logprob(self, raw: Floats, token: int, count: int) -> TokenLogprob:
-        total = log_total(raw)
+        total = self._scratch.log_total(raw)
         top = tuple((self._text(int(i)), float(raw[i]) - total) for i in likeliest(raw, count))
         return TokenLogprob(self._text(token), float(raw[token]) - total, top)
 

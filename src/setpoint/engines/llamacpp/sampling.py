@@ -61,14 +61,25 @@ class Scratch:
         if not math.isfinite(top):
             raise EngineError("the model's logits are not finite numbers", hint="the model file may be damaged")
         np.subtract(row, top, out=weights)
-        weights *= np.float32(1.0 / temperature)
+        if temperature != 1.0:
+            weights *= np.float32(1.0 / temperature)
         self._size = -(-len(row) // _BLOCK) * _BLOCK
         self._padded[len(row) : self._size] = 0.0
         return np.exp(weights, out=weights)
 
+    def log_total(self, row: Floats) -> float:
+        """Return the logarithm of the sum of `exp(row)`: what turns a logit into a log-probability."""
+        self.weights(row, 1.0)
+        return float(row.max()) + math.log(float(self._sums().sum(dtype=np.float64)))
+
+    def _sums(self) -> Floats:
+        """Return the sum of each block of the weights last computed."""
+        sums: Floats = self._padded[: self._size].reshape(-1, _BLOCK).sum(axis=1)
+        return sums
+
     def pick(self, point: float) -> int:
         """Return the token at `point` in [0, 1) of the running sum of the weights last computed."""
-        blocks = np.cumsum(self._padded[: self._size].reshape(-1, _BLOCK).sum(axis=1), dtype=np.float64)
+        blocks = np.cumsum(self._sums(), dtype=np.float64)
         target = point * blocks[-1]
         block = min(int(np.searchsorted(blocks, target, side="right")), len(blocks) - 1)
         start = block * _BLOCK
@@ -144,25 +155,26 @@ class Sampler:
         self._counts: dict[int, int] = {}
         self._is_repetition_penalized = sampling.repetition_penalty != 1.0
         self._seen = dict.fromkeys(prompt.tolist()) if self._is_repetition_penalized else {}
-        self._is_edited = bool(
+        self.is_edited = bool(
             len(self._bias)
             or self._is_output_penalized
             or self._is_repetition_penalized
             or grammar
             or sampling.is_eos_ignored
         )
+        """Whether `sample` overwrites the logits."""
         is_untruncated = sampling.top_k == 0 and sampling.min_p <= 0.0
         self._is_whole = sampling.temperature == 0.0 or (is_untruncated and sampling.top_p >= 1.0)
         """Whether any token may be drawn, however unlikely: then leaving one out changes no ratio among the others."""
         self._is_nucleus = grammar is None and is_untruncated and _LEAST_NUCLEUS <= sampling.top_p < 1.0
         """Whether most draws among all fall into what top-p leaves."""
-        self.is_plain = sampling.temperature == 0.0 and not self._is_edited
+        self.is_plain = sampling.temperature == 0.0 and not self.is_edited
 
     def sample(self, row: Floats) -> int:
-        """Return the next token by the logits `row`, which are overwritten; -1 when the grammar allows none."""
+        """Return the next token by the logits `row`, overwritten if `is_edited`; -1 when the grammar allows none."""
         if self.is_plain:
             return greedy(row)
-        if self._is_edited:
+        if self.is_edited:
             self._edit(row)
         token = self._draw(row) if self._grammar is None else self._draw_allowed(row, self._grammar)
         if token < 0:
@@ -247,12 +259,6 @@ def greedy(row: Floats) -> int:
     if not math.isfinite(row[token]):
         raise EngineError("the model's logits are not finite numbers", hint="the model file may be damaged")
     return token
-
-
-def log_total(row: Floats) -> float:
-    """Return the logarithm of the sum of `exp(row)`: what turns a logit into a log-probability."""
-    top = float(row.max())
-    return top + math.log(float(np.exp(row - np.float32(top)).sum(dtype=np.float64)))
 
 
 def likeliest(row: Floats, count: int) -> Ids:
