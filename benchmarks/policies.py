@@ -1,13 +1,14 @@
-"""Compares the strategies at their own work: the highest rate at which each keeps its promises, beside the bound.
+"""The highest rate at which each strategy keeps its promises, beside the bound: `slack` as it is, the others tuned.
 
-    python benchmarks/policies.py               everything (some 20 minutes of one free core; see --workers, --keep)
+    python benchmarks/policies.py               everything (some 20 processor-minutes, over all cores; see --keep)
     python benchmarks/policies.py --quick       two workloads, two seeds, within two minutes on 2 cores
     python benchmarks/policies.py --write DIR   also write policies.json and policies.md there
 
 *Bound*: the rate at which the replica empties an unlimited backlog. Where every deadline is loose, any sane order
 reaches it and no strategy can win; where deadlines are tight, the table says how much of it each one turns into work
 in time. `continuous` and `priority` get their best token budget and `qoserve` its best factor and margin per workload,
-swept on draws of their own; `slack` has one setting throughout.
+swept on draws of their own; `slack` has one setting throughout. A fixed budget is that of `continuous` or `srpf`. Every
+capacity is a mean over the seeds with half of its 95 % interval; the ratios have theirs too (`policy_ratios.py`).
 
 Ratios (medians over the workloads that they name): `tight_over_best_fixed`, `tight_over_qoserve_published`,
 `tight_over_qoserve_swept`: capacity of `slack` over that of the other where deadlines are tight; `tight_of_bound`:
@@ -25,11 +26,12 @@ from collections.abc import Iterable, Sequence
 from multiprocessing import Pool
 from multiprocessing.pool import Pool as PoolType
 from pathlib import Path
-from statistics import fmean, median
+from statistics import fmean
 
 import msgspec
 from clairvoyant import relaxed_capacity
 from policy_mixed import Beside, Overload, mixed
+from policy_ratios import ratios
 from policy_report import Estimate, estimate, markdown, tables
 from policy_runs import Found, Job, Policy, bound, capacity
 from policy_settings import ABLATIONS, PUBLISHED, SLACK, fixed, sweeps
@@ -196,35 +198,6 @@ class Study:
         return whole / needed / self.bounds[workload.lengths]
 
 
-def ratios(table: Table) -> dict[str, float | None]:
-    """Return the figures of the module docstring."""
-    tight = [name for name in table.capacities if BY_NAME[name].is_tight]
-    loose = [name for name in table.capacities if not BY_NAME[name].is_tight]
-    steady = [n for n in tight if BY_NAME[n].cv == 1.0 and BY_NAME[n].miss_max > 0.04]
-
-    def over(names: Sequence[str], *rows: str) -> float | None:
-        found = [table.capacities[n]["slack"].mean / max(table.capacities[n][row].mean for row in rows) for n in names]
-        return median(found) if found else None
-
-    best = {n: max(e.mean for row, e in table.capacities[n].items() if not row.startswith("slack")) for n in loose}
-    found = {
-        "tight_over_best_fixed": over(tight, "continuous, best budget", "srpf, best budget"),
-        "tight_over_qoserve_published": over(tight, PUBLISHED.label),
-        "tight_over_qoserve_swept": over(tight, "qoserve, best factor"),
-        "tight_of_bound": median([table.capacities[n]["slack"].mean for n in steady]) if steady else None,
-        "loose_of_best": min((table.capacities[n]["slack"].mean / min(1.0, best[n]) for n in loose), default=None),
-    }
-    past = [o for o in table.overload if o.load >= 1.0]
-    if past:
-        others = {
-            load: max(o.attainment for o in past if o.load == load and "qoserve" in o.policy)
-            for load in {o.load for o in past}
-        }
-        own = {o.load: o.attainment for o in past if o.policy == "slack"}
-        found["past_bound_over_qoserve"] = min(own[load] / others[load] for load in own)
-    return found
-
-
 def main() -> None:
     """Run the study and print it."""
     parser = argparse.ArgumentParser(description="Capacity of every strategy beside the bound.")
@@ -246,10 +219,11 @@ def main() -> None:
     table = study.run()
     if not args.quick and not args.only:
         table.beside, table.overload = mixed(table.bounds["conv"], seeds, count, args.workers)
+    found = ratios(table)
     result = {
         "benchmark": "policies",
-        "ratios": ratios(table),
-        "tables": tables(table),
+        "ratios": {name: ratio.value for name, ratio in found.items()},
+        "tables": tables(table, found, seeds),
         "table": msgspec.to_builtins(table),
         "seeds": seeds,
         "requests": count,
@@ -257,7 +231,7 @@ def main() -> None:
         "command": sys.argv,
         "minutes": (time.monotonic() - started) / 60.0,
     }
-    text = markdown(table, result)
+    text = markdown(table, found, result)
     if args.write:
         args.write.mkdir(parents=True, exist_ok=True)
         (args.write / "policies.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

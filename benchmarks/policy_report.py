@@ -1,6 +1,6 @@
 """How `policies.py` says what it found: means with intervals over the seeds, and tables in Markdown."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from math import sqrt
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
@@ -11,6 +11,7 @@ from setpoint.metrics.binomial import student_t_quantile
 
 if TYPE_CHECKING:
     from policies import Table
+    from policy_ratios import Ratio
 
 
 class Estimate(msgspec.Struct, frozen=True, kw_only=True):
@@ -29,7 +30,7 @@ def estimate(values: Sequence[float]) -> Estimate:
     return Estimate(mean=fmean(values), half=half, values=tuple(values))
 
 
-def markdown(table: "Table", result: dict[str, Any]) -> str:
+def markdown(table: "Table", ratios: Mapping[str, "Ratio"], result: dict[str, Any]) -> str:
     """Return the tables as Markdown."""
     lines = ["# Strategies side by side", ""]
     lines += [f"`{' '.join(result['command'])}`; {result['seeds']} seeds of {result['requests']:,} requests;"]
@@ -38,8 +39,8 @@ def markdown(table: "Table", result: dict[str, Any]) -> str:
         lines += ["", *_beside(table)]
     if table.overload:
         lines += ["", *_overload(table)]
-    lines += ["", "## Ratios", ""]
-    lines += [f"- `{name}` = {'-' if v is None else format(v, '.3f')}" for name, v in result["ratios"].items()]
+    lines += ["", "## Ratios", "", *_head(["ratio", "value", "over the workloads or loads"])]
+    lines += [_row(row.values()) for row in _ratios(ratios)]
     return "\n".join(lines) + "\n"
 
 
@@ -96,7 +97,7 @@ def _head(cells: Sequence[str]) -> list[str]:
     return [_row(cells), "|" + "---|" * len(cells)]
 
 
-def _row(cells: Sequence[str]) -> str:
+def _row(cells: Iterable[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
@@ -107,14 +108,36 @@ def _cell(found: Estimate | None, setting: str | None = None) -> str:
     return f"{found.mean:.3f} ± {found.half:.3f}{which}"
 
 
+def _ratios(ratios: Mapping[str, "Ratio"]) -> list[dict[str, str]]:
+    """Return each ratio with its interval, and its least and most."""
+    rows = []
+    for name, ratio in ratios.items():
+        half = "" if ratio.half is None else f" ± {ratio.half:.3f}"
+        spread = "-" if ratio.range is None else f"{ratio.range[0]:.3f} to {ratio.range[1]:.3f}"
+        rows.append(
+            {
+                "ratio": f"`{name}`",
+                "value": _figure(ratio.value) + half,
+                "over the workloads or loads": spread,
+            }
+        )
+    return rows
+
+
 def _figure(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 
 
-def tables(table: "Table") -> list[dict[str, Any]]:
+def tables(table: "Table", ratios: Mapping[str, "Ratio"], seeds: int) -> list[dict[str, Any]]:
     """Return the same tables as titles and rows, as `results.py` keeps them."""
-    found: list[dict[str, Any]] = []
-    for is_part, title in ((False, "Capacity as a share of the bound"), (True, "slack with one part removed")):
+    found: list[dict[str, Any]] = [{"title": "Ratios", "rows": _ratios(ratios)}]
+    whole = (
+        "Capacity as a share of the bound (the rate at which the replica empties an unlimited backlog: "
+        f"{', '.join(f'{name} {rate:.2f}/s' for name, rate in table.bounds.items())}); mean of {seeds} seeds, plus or "
+        "minus half of its 95 % interval; in brackets the setting that was best on draws of its own. `slack` and "
+        "`qoserve, as published` are not tuned"
+    )
+    for is_part, title in ((False, whole), (True, "slack with one part removed")):
         rows = [_capacity_row(table, name, is_part=is_part) for name in table.capacities]
         found.append({"title": title, "rows": [row for row in rows if len(row) > _NAMES]})
     beside: dict[str, dict[str, str]] = {}
