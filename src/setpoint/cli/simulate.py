@@ -187,7 +187,7 @@ def simulate(  # noqa: PLR0913 - the options of a command
         strategy=strategy,
         options=options,
         layout=layout,
-        faults=read_faults(faults, layout),
+        faults=read_faults(faults, layout, last_s=max(plan[-1].at_s for plan in plans), drain_s=drain),
         cache_ratio=_cache_ratio(prefix_share, has_prefixes=has_prefixes),
         transfer_s=source.transfer_s,
         request_s=source.request_s,

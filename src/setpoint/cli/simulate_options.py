@@ -15,7 +15,7 @@ from setpoint.model import PRESETS, Capacity, ServiceClass
 from setpoint.model.pool import PoolLayout, PoolSpec, Role
 from setpoint.planner.demand import make_demand, parse_mix
 from setpoint.seeds import stream
-from setpoint.sim.faults import FaultSchedule, parse_faults
+from setpoint.sim.faults import FaultSchedule, late_of, overlapping, parse_faults, words_of
 from setpoint.workload import AnyRate, Gaps, PlannedRequest, Steady, Traffic, arrival_times, plan_traffic
 
 Plan = list[PlannedRequest]
@@ -205,14 +205,37 @@ def _pool(name: str, count: int, sizes: Mapping[str, int], classes: Mapping[str,
     return PoolSpec(name=name, replicas=count, classes=(name,))
 
 
-def read_faults(path: Path | None, layout: PoolLayout) -> FaultSchedule:
-    """Return the fault schedule of a file, checked against the layout."""
+def read_faults(path: Path | None, layout: PoolLayout, *, last_s: float, drain_s: float) -> FaultSchedule:
+    """Return the fault schedule of a file, checked against the layout and against the end of the run.
+
+    `last_s`: when the last request comes; `drain_s` later the run is over.
+    """
     if path is None:
         return FaultSchedule()
     try:
         schedule = parse_faults(path.read_text(encoding="utf-8"), str(path))
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is no text: {error}", hint="see docs/simulate.md for an example") from error
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}", hint="is the path right?") from error
+    _check_places(schedule, layout, path)
+    late = late_of(schedule, last_s, drain_s)
+    if late:
+        raise ConfigError(
+            f"{path}: {words_of(late[0])} would never come: the last request comes at {last_s:,.1f} s, and the run "
+            f"is over {drain_s:g} s later at most",
+            hint="give the run more time (--duration, --drain), or the fault an earlier one",
+        )
+    clash = overlapping(schedule)
+    if clash is not None:
+        raise ConfigError(
+            f"{path}: {words_of(clash)} begins while it is slow already", hint="let one slow time end before the next"
+        )
+    return schedule
+
+
+def _check_places(schedule: FaultSchedule, layout: PoolLayout, path: Path) -> None:
+    """Raise `ConfigError` for a fault of a replica or a pool that can never be there."""
     most = layout.replicas + sum(scale.replicas for scale in schedule.scale)
     for replica in [*(crash.replica for crash in schedule.crash), *(slow.replica for slow in schedule.slow)]:
         if replica >= most:
@@ -223,4 +246,3 @@ def read_faults(path: Path | None, layout: PoolLayout) -> FaultSchedule:
     for scale in schedule.scale:
         if scale.pool not in names:
             raise ConfigError(f"{path}: there is no pool {scale.pool!r}", hint=f"known: {', '.join(sorted(names))}")
-    return schedule

@@ -91,7 +91,7 @@ def _with_bound(run: Run, scenario: Scenario, plan: Plan) -> Run:
     refused = sum(record.error in _GIVEN_UP for record in run.outcome.records)
     run.too_long = check_fit(plan, scenario.machine_capacity)
     if run.outcome.is_cut or refused > REFUSED_MAX * len(plan):
-        run.bound = bound_rps(scenario, plan)
+        run.bound = bound_rps(scenario, plan) * run.outcome.replicas / scenario.layout.replicas
     return run
 
 
@@ -191,6 +191,7 @@ def _doubt(run: Run, point: Point) -> str:
     words = []
     if run.too_long:
         words.append(f"{run.too_long:,} requests are longer than a replica can hold and were refused")
+    words += run.outcome.missed
     if run.bound is not None and point.load.rate_rps is not None:
         words += _bound_words(run, run.bound, point.load.rate_rps, point.summary)
     if run.outcome.is_cut:
@@ -207,9 +208,11 @@ def _bound_words(run: Run, bound: float, rate: float, summary: Summary | None) -
     records = run.outcome.records
     given_up = sum(record.error in _GIVEN_UP for record in records)
     hits = "" if not run.outcome.hit_ratio else ", were no prefix kept,"
+    mean = run.outcome.replicas
+    there = "" if mean == round(mean) else f" by the {mean:.1f} replicas that were there in the mean"
     yield (
         f"{_state(is_over=rate > bound, given_up=given_up)}: offered {rate:.2f}/s, an unlimited backlog of such "
-        f"requests{hits} would be worked off at {bound:.2f}/s, long ones and all"
+        f"requests{hits} would be worked off at {bound:.2f}/s{there}, long ones and all"
     )
     if given_up:
         yield f"{given_up:,} requests ({given_up / len(records):.0%}) were refused or expired"

@@ -11,6 +11,7 @@ The pool hears of a first token and of an end when they happen; the network dela
 import heapq
 from collections.abc import Callable, Iterable, Iterator
 from itertools import count
+from operator import itemgetter
 
 import msgspec
 
@@ -30,7 +31,7 @@ from setpoint.model.pool import (
     RequestEnded,
     Withdraw,
 )
-from setpoint.sim.fleet import ClusterSettings, Fault, Fleet, MakeReplica
+from setpoint.sim.fleet import ClusterSettings, Fault, Fleet, MakeReplica, late_words
 from setpoint.sim.opened import Open
 from setpoint.sim.passes import NEVER
 from setpoint.sim.prefix import BLOCK_TOKENS, session_blocks
@@ -69,11 +70,18 @@ class ClusterSimulator:
         self._followers: dict[int, list[PlannedRequest]] = {}
         self._upcoming: PlannedRequest | None = None
         self._arrival_at = NEVER
+        self._coming = 0
         self.fleet.open(pool.layout)
         faults = settings.faults
         declared: list[Fault] = [*faults.crash, *faults.slow, *faults.scale]
         for fault in declared:
             self._enter(fault.at_s, _FAULT, fault)  # type: ignore[union-attr]  # those of the schedule have it
+
+    @property
+    def missed(self) -> list[str]:
+        """The faults that changed nothing, in words: they found no replica, or the run was over by then."""
+        left = (what for _, kind, _, what in sorted(self._heap, key=itemgetter(0, 2)) if kind == _FAULT)
+        return [*self.fleet.missed, *late_words(left)]  # type: ignore[arg-type]  # by its kind
 
     @property
     def in_flight(self) -> int:
@@ -83,16 +91,16 @@ class ClusterSimulator:
     def run(self, plan: Iterable[PlannedRequest], until: float = NEVER) -> Iterator[RequestRecord]:
         """Yield a record for each request that ends; `plan` comes in the order of its instants.
 
-        Stops when nothing is left to do, or at the instant `until`: what has not ended by then is yielded without end.
+        Stops when the last request has ended, or at the instant `until`: what has not ended by then is yielded without
+        end. Faults that are due later do not happen.
         """
         source = iter(plan)
         self._next_arrival(source)
-        while self._heap:
+        while self._heap and (self._open or self._coming) and self._heap[0][0] <= until:
             at, kind, _, what = heapq.heappop(self._heap)
-            if at > until:
-                break
             if kind == _REPLICA and not self._is_due(what, at):
                 continue
+            self._coming -= kind == _ARRIVAL
             self.now = at
             self._happen(kind, what, source)
             if self._done:
@@ -252,7 +260,7 @@ class ClusterSimulator:
         if ended:
             prefill_s = Seconds(replica.machine.state.seconds_per_prefill_token())
             self._tell(ReplicaReported(at=Instant(self.now), replica=replica.id, prefill_s=prefill_s))
-        if not self.fleet.let_go(replica):
+        if not self.fleet.let_go(replica, self.now):
             self._look_at(replica)
 
     def _end(self, replica: SimulatedReplica, record: RequestRecord) -> None:
@@ -275,4 +283,5 @@ class ClusterSimulator:
         )
 
     def _enter(self, at: float, kind: int, what: object) -> None:
+        self._coming += kind == _ARRIVAL
         heapq.heappush(self._heap, (at, kind, next(self._order), what))

@@ -100,6 +100,38 @@ class FaultSchedule(_Table, frozen=True, kw_only=True):
         return not (self.crash or self.slow or self.scale or self.network.delay_ms)
 
 
+def words_of(fault: Crash | Slow | Scale | Spike) -> str:
+    """Return what names a fault of the schedule in a message."""
+    if isinstance(fault, Crash):
+        what = f"the crash of replica {fault.replica}"
+    elif isinstance(fault, Slow):
+        what = f"the slow replica {fault.replica}"
+    elif isinstance(fault, Scale):
+        what = f"the scaling of pool {fault.pool} to {fault.replicas}"
+    else:
+        what = "the spike"
+    return f"{what} at {fault.at_s:g} s"
+
+
+def late_of(schedule: FaultSchedule, last_s: float, drain_s: float) -> list[Crash | Slow | Scale | Spike]:
+    """Return the faults that lie beyond any run whose last request comes at `last_s` and that ends `drain_s` later."""
+    spikes = [spike for spike in schedule.spike if spike.at_s <= last_s]
+    end_s = max([last_s, *(spike.at_s + spike.for_s for spike in spikes)]) + drain_s
+    to_replicas: list[Crash | Slow | Scale] = [*schedule.crash, *schedule.slow, *schedule.scale]
+    late = (fault for fault in to_replicas if fault.at_s > end_s)
+    return [*late, *(spike for spike in schedule.spike if spike.at_s > last_s)]
+
+
+def overlapping(schedule: FaultSchedule) -> Slow | None:
+    """Return a slow time that begins before an earlier one of its replica is over, or `None`."""
+    over_at: dict[int, float] = {}
+    for slow in sorted(schedule.slow, key=lambda slow: slow.at_s):
+        if slow.at_s < over_at.get(slow.replica, 0.0):
+            return slow
+        over_at[slow.replica] = slow.at_s + slow.for_s
+    return None
+
+
 def parse_faults(text: str, where: str = "the fault schedule") -> FaultSchedule:
     """Return the schedule that the TOML `text` holds; raises `ConfigError`, which names `where` and the place."""
     try:

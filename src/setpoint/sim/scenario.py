@@ -66,8 +66,9 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
 class Outcome(msgspec.Struct, kw_only=True):
     """What a run left: the records in order of their ends, and sums over all replicas.
 
-    `ended_at`: the instant at which it ended; `is_cut`: requests were left then. `hit_ratio`: share of the prompt
-    tokens that the prefix cache had (`None` without one).
+    `ended_at`: the instant at which it ended; `is_cut`: requests were left then. `replicas`: how many were there in the
+    mean; `busy_ratio`: the share of their time spent in steps. `hit_ratio`: share of the prompt tokens that the prefix
+    cache had (`None` without one). `missed`: the faults that changed nothing, in words.
     """
 
     records: list[RequestRecord]
@@ -76,7 +77,9 @@ class Outcome(msgspec.Struct, kw_only=True):
     steps: int
     busy_ratio: float
     preemptions: int
+    replicas: float = 1.0
     hit_ratio: float | None = None
+    missed: tuple[str, ...] = ()
 
 
 def simulate(
@@ -161,13 +164,16 @@ def _simulate_cluster(
     caches = [*cluster.fleet.caches.values(), *cluster.fleet.lost_caches]
     asked = sum(cache.asked_tokens for cache in caches)
     busy_s = sum(replica.busy_s for replica in replicas)
+    present_s = cluster.fleet.present_s(ended_at)
     return Outcome(
         records=records,
         ended_at=ended_at,
         is_cut=cluster.in_flight > 0,
         steps=sum(replica.steps for replica in replicas),
-        busy_ratio=min(1.0, busy_s / ended_at / scenario.layout.replicas) if ended_at else 0.0,
+        busy_ratio=busy_s / present_s if present_s else 0.0,
         preemptions=sum(replica.preemptions for replica in replicas),
+        replicas=present_s / ended_at if ended_at else float(scenario.layout.replicas),
+        missed=tuple(cluster.missed),
         hit_ratio=sum(cache.hit_tokens for cache in caches) / asked if asked else None,
     )
 

@@ -75,7 +75,10 @@ class Ramp(msgspec.Struct, frozen=True, tag=True):
         _positive("rate at the end of the ramp", self.end_rps)
         _positive("length of the ramp", self.over_s)
         if not 0.0 <= self.start_rps < math.inf:
-            raise WorkloadError(f"the rate at the start of the ramp is {self.start_rps:g}: it must not be negative")
+            raise WorkloadError(
+                f"the rate at the start of the ramp is {self.start_rps:g}: it must not be negative",
+                hint="write ramp:0-8,over=60",
+            )
 
     def when(self, units: float) -> float:
         """Return the second at which `units` arrivals are due: the root of a quadratic while the ramp lasts."""
@@ -98,7 +101,10 @@ class Diurnal(msgspec.Struct, frozen=True, tag=True):
         _positive("mean rate", self.mean_rps)
         _positive("period", self.period_s)
         if not 0.0 <= self.swing_ratio <= 1.0:
-            raise WorkloadError(f"the swing of a day must lie in 0..1, not {self.swing_ratio:g}")
+            raise WorkloadError(
+                f"the swing of a day must lie in 0..1, not {self.swing_ratio:g}",
+                hint="0.5: the rate goes from half the mean to one and a half",
+            )
 
     def when(self, units: float) -> float:
         """Return the second at which `units` arrivals are due, by bisection on the cumulative rate."""
@@ -124,7 +130,7 @@ class Stairs(msgspec.Struct, frozen=True, tag=True):
             _positive("length of a step", seconds)
             _positive("rate of a step", rps)
         if not self.steps:
-            raise WorkloadError("a staircase of rates needs one step at least")
+            raise WorkloadError("a staircase of rates needs one step at least", hint="write stairs:30x2,30x4")
 
     def when(self, units: float) -> float:
         """Return the second at which `units` arrivals are due."""

@@ -82,7 +82,9 @@ class LogNormal(msgspec.Struct, frozen=True, tag=True):
         """Refuse what makes no sense."""
         _check_range(self.low, self.high)
         if not (self.mean > 0.0 and 0.0 <= self.cv < math.inf):
-            raise WorkloadError(f"a log-normal length needs a positive mean and cv, not {self.mean:g} and {self.cv:g}")
+            raise WorkloadError(
+                f"a log-normal length needs a positive mean and cv, not {self.mean:g} and {self.cv:g}", hint=HINT
+            )
 
     def draw(self, chance: Chance) -> int:
         """Return a length in tokens."""
@@ -101,7 +103,7 @@ class Empirical(msgspec.Struct, frozen=True, tag=True):
         """Refuse what makes no sense."""
         rises = all(earlier < later for earlier, later in pairwise((0, *self.cumulative)))
         if not self.lengths or len(self.lengths) != len(self.cumulative) or not rises:
-            raise WorkloadError("an empirical distribution needs lengths, each with a count of 1 or more")
+            raise WorkloadError("an empirical distribution needs lengths, each with a count of 1 or more", hint=HINT)
         _check_range(min(self.lengths), max(self.lengths))
 
     @classmethod

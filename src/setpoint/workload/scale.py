@@ -17,21 +17,25 @@ def mean_rps(plan: Sequence[PlannedRequest]) -> float:
     """Return the mean rate of arrivals in requests per second: gaps over span. Raises WorkloadError below two."""
     span = max(one.at_s for one in plan) - min(one.at_s for one in plan) if plan else 0.0
     if span <= 0.0:
-        raise WorkloadError("a workload of fewer than two instants has no rate")
+        raise WorkloadError(
+            "a workload of fewer than two instants has no rate", hint="give a trace of two requests at least"
+        )
     return (len(plan) - 1) / span
 
 
 def stretch(plan: Iterable[PlannedRequest], factor: float) -> Plan:
     """Return the plan with all times multiplied by `factor` (2 halves the rate); think times are people's own."""
     if not factor > 0.0:
-        raise WorkloadError(f"time can only be stretched by a positive factor, not {factor:g}")
+        raise WorkloadError(
+            f"time can only be stretched by a positive factor, not {factor:g}", hint="2 halves the rate"
+        )
     return [replace(one, at_s=one.at_s * factor) for one in plan]
 
 
 def at_rate(plan: Sequence[PlannedRequest], rps: float) -> Plan:
     """Return the plan stretched to a mean rate of `rps` requests per second."""
     if not rps > 0.0:
-        raise WorkloadError(f"the rate must be positive, not {rps:g}")
+        raise WorkloadError(f"the rate must be positive, not {rps:g}", hint="give requests a second, such as 2.5")
     return stretch(plan, mean_rps(plan) / rps)
 
 
@@ -45,7 +49,7 @@ def clip(plan: Iterable[PlannedRequest], *, prompt_max: int | None = None, outpu
 def scale_lengths(plan: Iterable[PlannedRequest], *, prompt: float = 1.0, output: float = 1.0) -> Plan:
     """Return the plan with prompt and answer lengths multiplied, rounded, and kept at 1 or more."""
     if not (prompt > 0.0 and output > 0.0):
-        raise WorkloadError("lengths can only be scaled by positive factors")
+        raise WorkloadError("lengths can only be scaled by positive factors", hint="0.5 halves them")
     return [
         _resized(one, max(1, round(one.prompt_tokens * prompt)), max(1, round(one.output_tokens * output)))
         for one in plan

@@ -33,6 +33,7 @@ CountTokens = Callable[[str], int]
 
 CHARACTERS_A_TOKEN = 4
 OUTPUT_DEFAULT = 128
+_HINT = "docs/bench.md shows the forms of a trace; --trace-form names one"
 _COLUMNS: dict[str, tuple[str, str, str]] = {
     "csv": ("arrival_s", "prompt_tokens", "output_tokens"),
     "azure": ("TIMESTAMP", "ContextTokens", "GeneratedTokens"),
@@ -139,7 +140,9 @@ def _read_json_lines(rows: Iterable[str], form: Form, name: str, count_tokens: C
 def _user_prompt(row: dict[str, Any], base: PlannedRequest, place: str, count_tokens: CountTokens) -> PlannedRequest:
     text = row.get("prompt")
     if not isinstance(text, str) or not text:
-        raise WorkloadError(f"{place}: 'prompt' must be a text that is not empty")
+        raise WorkloadError(
+            f"{place}: 'prompt' must be a text that is not empty", hint='write {"prompt": "text", "output_tokens": 128}'
+        )
     output = _tokens(row.get("output_tokens", OUTPUT_DEFAULT), "output_tokens", place)
     return replace(base, text=text, prompt_tokens=count_tokens(text), output_tokens=output)
 
@@ -148,15 +151,15 @@ def _read_sharegpt(rows: Iterable[str], name: str, count_tokens: CountTokens) ->
     try:
         entries = json.loads("".join(rows))
     except ValueError as error:
-        raise WorkloadError(f"{name}: not valid JSON: {error}") from None
+        raise WorkloadError(f"{name}: not valid JSON: {error}", hint=_HINT) from None
     for number, entry in enumerate(entries, start=1):
         turns = entry.get("conversations", entry.get("conversation")) if isinstance(entry, dict) else None
         if not isinstance(turns, list):
-            raise WorkloadError(f"{name}, entry {number}: there is no list 'conversations'")
+            raise WorkloadError(f"{name}, entry {number}: there is no list 'conversations'", hint=_HINT)
         try:
             texts = [(str(turn["from"]), str(turn["value"])) for turn in turns[:2]]
         except (TypeError, KeyError):
-            raise WorkloadError(f"{name}, entry {number}: each turn needs 'from' and 'value'") from None
+            raise WorkloadError(f"{name}, entry {number}: each turn needs 'from' and 'value'", hint=_HINT) from None
         if len(texts) < 2 or texts[0][0] not in {"human", "user"} or not texts[0][1]:  # noqa: PLR2004 - a pair
             continue
         (_, prompt), (_, answer) = texts
@@ -169,9 +172,9 @@ def _object(line: str, place: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
     except ValueError as error:
-        raise WorkloadError(f"{place}: not valid JSON: {error}") from None
+        raise WorkloadError(f"{place}: not valid JSON: {error}", hint="mend the row, or leave it out") from None
     if not isinstance(row, dict):
-        raise WorkloadError(f"{place}: a row must be a JSON object")
+        raise WorkloadError(f"{place}: a row must be a JSON object", hint=_HINT)
     return row
 
 
@@ -191,7 +194,10 @@ def _tokens(value: object, column: str, place: str) -> int:
 
 def _blocks(value: object, place: str) -> tuple[int, ...]:
     if not isinstance(value, list) or not all(isinstance(block, int) for block in value):
-        raise WorkloadError(f"{place}: the ids of prefix blocks must be a list of whole numbers")
+        raise WorkloadError(
+            f"{place}: the ids of prefix blocks must be a list of whole numbers",
+            hint="write [1, 2, 3], or leave it out",
+        )
     return tuple(value)
 
 

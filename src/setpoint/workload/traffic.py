@@ -43,9 +43,15 @@ class Traffic(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     def __post_init__(self) -> None:
         """Refuse what makes no sense."""
         if not self.share > 0.0:
-            raise WorkloadError(f"the share of class {self.class_name} must be positive, not {self.share:g}")
+            raise WorkloadError(
+                f"the share of class {self.class_name} must be positive, not {self.share:g}",
+                hint="leave a class without a share out",
+            )
         if self.prefix_tokens < 0 or self.prefixes < 1 or self.think_s < 0.0:
-            raise WorkloadError(f"prefixes and think time of class {self.class_name} must not be negative")
+            raise WorkloadError(
+                f"prefixes and think time of class {self.class_name} must not be negative",
+                hint="a prefix may have 0 tokens; there is 1 prefix at least",
+            )
 
 
 def plan_traffic(
@@ -60,7 +66,9 @@ def plan_traffic(
         raise WorkloadError("a plan needs an end", hint="give a duration, a number of requests, or both")
     names = [traffic.class_name for traffic in mix]
     if not names or len(set(names)) < len(names):
-        raise WorkloadError("a mix needs one class at least, and each name once")
+        raise WorkloadError(
+            f"a mix needs one class at least, and each name once, not {names}", hint="give each class a name of its own"
+        )
     whole = sum(traffic.share for traffic in mix)
     flows = [_arrivals(traffic, index, traffic.share / whole, rate, streams) for index, traffic in enumerate(mix)]
     merged: Iterator[tuple[float, int]] = heapq.merge(*flows)
