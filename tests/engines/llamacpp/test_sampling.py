@@ -133,8 +133,10 @@ def test_an_ignored_end_is_never_drawn() -> None:
 
 def test_log_probabilities_sum_to_one() -> None:
     row = logits(5)
-    total = Scratch(len(row)).log_total(row)
-    assert np.exp(row.astype(np.float64) - total).sum() == pytest.approx(1.0, abs=1e-5)
+    scratch = Scratch(len(row))
+    for temperature in (1.0, 0.7):
+        scratch.weights(row, temperature)
+        assert np.exp(row.astype(np.float64) / temperature - scratch.log_total()).sum() == pytest.approx(1.0, abs=1e-5)
     assert likeliest(row, 3).tolist() == np.argsort(-row)[:3].tolist()
 
 
@@ -247,6 +249,31 @@ class TestOnTheModel:
         assert logprob.top[0] == (logprob.token, logprob.logprob)
         assert [p for _, p in logprob.top] == sorted((p for _, p in logprob.top), reverse=True)
         assert -5.0 < logprob.logprob < 0.0
+
+    @pytest.mark.parametrize(
+        "sampling",
+        [
+            Sampling(temperature=0.5, seed=1, logprobs=3),
+            Sampling(seed=1, logprobs=3),
+            Sampling(seed=1, logprobs=3, top_p=0.5),
+            Sampling(temperature=2.0, seed=1, logprobs=3, repetition_penalty=1.5, is_eos_ignored=True),
+        ],
+    )
+    def test_log_probabilities_are_those_of_the_model_however_a_token_is_drawn(
+        self, executor: LlamaExecutor, model: Model, sampling: Sampling
+    ) -> None:
+        def first_top(drawn_by: Sampling) -> tuple[tuple[str, float], ...]:
+            talk = Conversation(executor, 0, generation(model.tokenize("One, two,"), drawn_by), 0)
+            talk.prefill()
+            executor.release(0)
+            assert talk.yielded[0].logprob is not None
+            return talk.yielded[0].logprob.top
+
+        for (word, logprob), (drawn_word, drawn_logprob) in zip(
+            first_top(Sampling(temperature=0.0, logprobs=3)), first_top(sampling), strict=True
+        ):
+            assert drawn_word == word
+            assert drawn_logprob == pytest.approx(logprob, abs=1e-4)
 
     def test_the_same_seed_gives_the_same_text_whoever_else_is_served(
         self, executor: LlamaExecutor, model: Model

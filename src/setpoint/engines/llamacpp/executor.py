@@ -255,11 +255,15 @@ class LlamaExecutor:
         is_end = token < 0 or (token in self.model.end_tokens and not sampling.is_eos_ignored)
         token = token if token >= 0 else self.model.eos_token
         sequence.tokens.append(token)
-        logprob = None if sampling.logprobs is None else self._logprob(raw, token, sampling.logprobs)
+        logprob = None
+        if sampling.logprobs is not None:
+            if sampler.is_edited or sampling.temperature != 1.0:  # otherwise the draw has just computed them
+                self._scratch.weights(raw, 1.0)
+            logprob = self._logprob(raw, token, sampling.logprobs)
         return SampledToken(request_id, token, is_end, logprob)
 
     def _logprob(self, raw: Floats, token: int, count: int) -> TokenLogprob:
-        total = self._scratch.log_total(raw)
+        total = self._scratch.log_total()
         top = tuple((self._text(int(i)), float(raw[i]) - total) for i in likeliest(raw, count))
         return TokenLogprob(self._text(token), float(raw[token]) - total, top)
 

@@ -53,6 +53,7 @@ class Scratch:
         self.vocabulary = vocabulary
         self._size = -(-vocabulary // _BLOCK) * _BLOCK
         self._padded = np.zeros(self._size, dtype=np.float32)
+        self._top = 0.0
 
     def weights(self, row: Floats, temperature: float) -> Floats:
         """Return `exp((row - max) / temperature)` of up to `vocabulary` logits; valid until the next call."""
@@ -60,6 +61,7 @@ class Scratch:
         top = row.max()
         if not math.isfinite(top):
             raise EngineError("the model's logits are not finite numbers", hint="the model file may be damaged")
+        self._top = float(top) / temperature
         np.subtract(row, top, out=weights)
         if temperature != 1.0:
             weights *= np.float32(1.0 / temperature)
@@ -67,10 +69,12 @@ class Scratch:
         self._padded[len(row) : self._size] = 0.0
         return np.exp(weights, out=weights)
 
-    def log_total(self, row: Floats) -> float:
-        """Return the logarithm of the sum of `exp(row)`: what turns a logit into a log-probability."""
-        self.weights(row, 1.0)
-        return float(row.max()) + math.log(float(self._sums().sum(dtype=np.float64)))
+    def log_total(self) -> float:
+        """Return the logarithm of the sum of `exp(row / temperature)` of the weights last computed.
+
+        At a temperature of 1 it is what turns a logit into a log-probability.
+        """
+        return self._top + math.log(float(self._sums().sum(dtype=np.float64)))
 
     def _sums(self) -> Floats:
         """Return the sum of each block of the weights last computed."""
