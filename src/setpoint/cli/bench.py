@@ -14,6 +14,8 @@ import typer
 from rich.console import Console
 
 from setpoint.cli import shared_options as shared
+from setpoint.cli.bench_desk import BenchJob, Shape, Way
+from setpoint.cli.bench_live import awaiting
 from setpoint.cli.bench_options import (
     WorkloadOptions,
     one_of,
@@ -22,18 +24,21 @@ from setpoint.cli.bench_options import (
     read_json_object,
     read_rate,
     read_source,
+    refuse_made_up,
 )
 from setpoint.cli.bench_output import Rows, write_outputs
 from setpoint.cli.bench_raw import kept_records, recovered
-from setpoint.cli.bench_run import BenchJob, Shape, Way, carry_out_bench
+from setpoint.cli.bench_run import carry_out_bench
 from setpoint.cli.bench_show import show_report
 from setpoint.errors import ConfigError
 from setpoint.loadgen.ceiling import ceiling
 from setpoint.loadgen.experiment import Setup
-from setpoint.loadgen.probe import first_request, identify, learn_words
+from setpoint.loadgen.probe import LEARN_S, first_request, identify, learn_words
+from setpoint.loadgen.prompts import Lexicon
 from setpoint.loadgen.report import BenchReport
 from setpoint.loadgen.target import Api, EndpointTarget, EngineKind, Limits
-from setpoint.metrics import parse_objectives
+from setpoint.metrics import RequestRecord, parse_objectives
+from setpoint.workload import Steady
 from setpoint.workload.traces import Form
 
 EXIT_MISSED = 1
@@ -143,9 +148,10 @@ def bench(  # noqa: PLR0913 - the options of a command
         output_max=output_max,
         length_scale=length_scale,
     )
+    refuse_made_up(options)
     source, words = read_source(options, objectives)
-    if rate is not None:
-        read_rate(rate)
+    if rate is not None and not isinstance(read_rate(rate), Steady) and trace is not None:
+        raise ConfigError("a trace has its own pattern: it takes a plain rate only", hint="give --rate as a number")
     target = EndpointTarget(
         url=url,
         api=cast("Api", one_of(api, Api, "--api")),
@@ -161,9 +167,7 @@ def bench(  # noqa: PLR0913 - the options of a command
         ca_file=str(ca_file) if ca_file is not None else None,
         is_tls_checked=not insecure,
     )
-    target = identify(target)
-    first = first_request(target)
-    lexicon = learn_words(target)
+    target, first, lexicon = _probed(target, console)
     console.print(f"[dim]{target.engine} at {target.url}, model {target.model}; {words}; words by {lexicon.source}[/]")
     setup = Setup(target=target, source=source, lexicon=lexicon, workers=workers, is_on_ray=ray)
     setup.e2e_s = first.e2e_s or 1.0
@@ -177,14 +181,25 @@ def bench(  # noqa: PLR0913 - the options of a command
         budget_s=minutes * 60.0,
     )
     release = version("setpoint")
-    job = BenchJob(
-        setup=setup, objectives=objectives, way=way, shape=shape, version=release, ceiling_eps=ceiling(release)
-    )
+    with awaiting(console, "measuring what this client is capable of, once on each machine: about 5 s"):
+        ceiling_eps = ceiling(release)
+    job = BenchJob(setup=setup, objectives=objectives, way=way, shape=shape, version=release, ceiling_eps=ceiling_eps)
     with kept_records(out, console) as setup.raw:
         report, rows = carry_out_bench(job, console)
         _deliver(console, report, rows, out=out, is_json=json)
     if objectives and not report.is_met:
         raise typer.Exit(EXIT_MISSED)
+
+
+def _probed(target: EndpointTarget, console: Console) -> tuple[EndpointTarget, RequestRecord, Lexicon]:
+    """Return the target with its engine and model known, its first answer, and the words of the prompts."""
+    with awaiting(console, f"asking {target.url} what it serves (10 s at most)"):
+        target = identify(target)
+    with awaiting(console, f"waiting for a first answer ({target.limits.answer_s:g} s at most: --timeout)"):
+        first = first_request(target)
+    with awaiting(console, f"counting the tokens of the prompts' words (about {LEARN_S:g} s at most)"):
+        lexicon = learn_words(target)
+    return target, first, lexicon
 
 
 def _deliver(console: Console, report: BenchReport, rows: Rows, *, out: Path | None, is_json: bool) -> None:

@@ -31,6 +31,7 @@ from setpoint.workload.traces import Form
 KEY_VARIABLE = "SETPOINT_API_KEY"
 CLASS_HINT = "write 'chat share=0.7 prompt=lognormal:mean=200,cv=0.8 output=128 band=1'"
 RATE_HINT = "write 2.5, ramp:1-8,over=60, diurnal:mean=4,swing=0.5,period=600 or stairs:30x2,30x4"
+MADE_UP = ("prompt", "output", "burstiness", "prefix", "prefixes", "turns", "think_s")
 SETTINGS = {"share", "prompt", "output", "band", "prefix", "prefixes", "turns", "think", "cv", "ttft_ms", "tpot_ms"}
 
 
@@ -73,6 +74,19 @@ def read_source(options: WorkloadOptions, objectives: Iterable[Objective]) -> tu
     texts = options.classes or (f"{name} prompt={options.prompt} output={options.output}",)
     mix = tuple(read_class(text, options)[0] for text in texts)
     return MixSource(mix), "; ".join(texts) + f"; cv={options.burstiness:g}"
+
+
+def refuse_made_up(options: WorkloadOptions) -> None:
+    """Raise ConfigError when a trace is given and, beside it, an option that shapes made-up prompts."""
+    if options.trace is None:
+        return
+    plain = WorkloadOptions()
+    named = [name for name in MADE_UP if getattr(options, name) != getattr(plain, name)]
+    if named:
+        raise ConfigError(
+            f"--{named[0].removesuffix('_s')} shapes made-up prompts, and a trace brings its own",
+            hint="fit the trace by --prompt-max, --output-max and --length-scale",
+        )
 
 
 def default_class(objectives: Iterable[Objective]) -> str:

@@ -22,7 +22,7 @@ CUT_OFF = "made from the records of a run that was cut off"
 
 @contextlib.contextmanager
 def kept_records(out: Path | None, console: Console) -> Iterator[Path]:
-    """Yield the folder for records: below `out`, or in the user's cache; it goes when the block ends well.
+    """Yield the folder for records: below `out`, or in the user's cache; it goes when the block ends well, or has none.
 
     A run that was cut off earlier is told of, with the command that makes its report; raises ConfigError where its
     records are in the way.
@@ -40,8 +40,10 @@ def kept_records(out: Path | None, console: Console) -> Iterator[Path]:
     try:
         yield folder
     except BaseException:
-        if (folder / HEADER).exists() and any(folder.glob("*/records-*.jsonl")):
+        if any(path.stat().st_size for path in folder.glob("*/records-*.jsonl")):
             console.print(f"what had been measured is kept: setpoint bench --recover {folder}", style="yellow")
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
         raise
     shutil.rmtree(folder, ignore_errors=True)
 

@@ -1,64 +1,17 @@
-"""A bench run on the terminal: the progress while it lasts, one screen at its end. All of it on stderr."""
+"""A bench run on the terminal: a line for each trial or point, one screen at its end. All of it on stderr."""
 
-from collections import deque
 from collections.abc import Iterable
-from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from setpoint.loadgen.process import Snapshot
 from setpoint.loadgen.report import BenchReport, Point
 from setpoint.loadgen.report_words import CURVE_HEAD, curve_rows, load_words, ms_words
 from setpoint.loadgen.search import Answer, TrialResult
-from setpoint.metrics import Latency, Quantile, rank_quantile
+from setpoint.metrics import Latency, Quantile
 
-RECENT = 400
 SHOWN = ("ttft", "tpot", "itl", "e2e", "queue")
 QUANTILES = (0.5, 0.9, 0.95, 0.99, 0.999)
-
-
-class Live:
-    """One progress bar over a run: rate, in flight, P95 of TTFT over the last answers, time left."""
-
-    def __init__(self, console: Console) -> None:
-        self._progress = Progress(
-            TextColumn("[bold]{task.description}"),
-            BarColumn(bar_width=24),
-            TextColumn("{task.fields[facts]}"),
-            TimeRemainingColumn(),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        )
-        self._task: TaskID | None = None
-        self._ttfts: deque[float] = deque(maxlen=RECENT)
-
-    def __enter__(self) -> Self:
-        """Show the bar."""
-        self._progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Take it away."""
-        self._progress.stop()
-
-    def begin(self, words: str, *, total_s: float | None = None) -> None:
-        """Begin a run that lasts about `total_s` seconds, where that is known."""
-        if self._task is not None:
-            self._progress.remove_task(self._task)
-        self._ttfts.clear()
-        self._task = self._progress.add_task(words, total=total_s, facts="")
-
-    def show(self, snapshot: Snapshot) -> None:
-        """Show how far the run has come."""
-        self._ttfts.extend(record.ttft_s for record in snapshot.records if record.ttft_s is not None)
-        p95 = f"TTFT P95 {rank_quantile(sorted(self._ttfts), 0.95) * 1e3:,.0f} ms" if self._ttfts else ""
-        rate = snapshot.sent / snapshot.elapsed_s if snapshot.elapsed_s > 0.0 else 0.0
-        if self._task is not None:
-            facts = f"{rate:.2f}/s, {snapshot.in_flight} in flight, {snapshot.ended} ended  {p95}"
-            self._progress.update(self._task, completed=snapshot.elapsed_s, facts=facts)
 
 
 def show_trial(console: Console, result: TrialResult) -> None:
@@ -137,7 +90,8 @@ def _show_curve(console: Console, report: BenchReport) -> None:
 def _show_point(console: Console, point: Point) -> None:
     summary = point.summary
     if summary is None:
-        console.print("[red]no request was due inside the window[/]: make it longer (--seconds), or the rate higher")
+        why = "it was stopped too early" if point.is_partial else "make it longer (--seconds)"
+        console.print(f"[red]no request that was due after the warm-up has ended[/]: {why}")
         return
     console.print(
         f"[bold]{summary.requests} requests in {summary.window_s:.1f} s[/] ({load_words(point)}): offered "

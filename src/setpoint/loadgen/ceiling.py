@@ -10,6 +10,7 @@ import os
 import platform
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -47,7 +48,10 @@ def null_server(*, tick_ms: float = TICK_MS) -> Iterator[str]:
     ) as process:
         assert process.stdout is not None
         assert process.stdin is not None
+        late = threading.Timer(READY_S, process.kill)
+        late.start()
         port = process.stdout.readline().strip()
+        late.cancel()
         if not port.isdigit():
             raise EngineError("the null server of the calibration did not start")
         try:

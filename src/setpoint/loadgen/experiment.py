@@ -1,6 +1,7 @@
 """Runs against a real endpoint: from a workload and a rate, or a number of users, to what came back."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -17,6 +18,8 @@ from setpoint.seeds import stream
 from setpoint.workload import PlannedRequest, Steady, Traffic, at_rate, plan_traffic
 
 TAIL_S = 60.0
+SECONDS_MAX = 86_400.0
+MARGIN_S = 0.5
 WARMUP_OF_E2E = 3.0
 WARMUP_MIN_S, WARMUP_MAX_S = 1.0, 60.0
 WORDS_APART = 1_000_003
@@ -137,9 +140,43 @@ def run_plan(
     )
 
 
-def open_plan(setup: Setup, rps: float, window_s: float, seed: int) -> tuple[list[PlannedRequest], RunOptions]:
-    """Return what is due at `rps` requests a second in `window_s` seconds, with the load that goes on after them."""
-    return setup.source.plan(rps, seed, window_s + TAIL_S), RunOptions(window_s=window_s, seed=seed)
+def open_plan(
+    setup: Setup, rps: float, seed: int, *, warmup_s: float, seconds: float
+) -> tuple[float, list[PlannedRequest], RunOptions]:
+    """Return what is due at `rps` requests a second in a window of `seconds` after a warm-up, and how to carry it out.
+
+    The load goes on after the window. A window in which nothing is due is made as much longer as it takes; the seconds
+    that it has come first.
+    """
+    plan = setup.source.plan(rps, seed, warmup_s + seconds + TAIL_S)
+    if not due_between(plan, warmup_s, warmup_s + seconds):
+        seconds = filled_s(partial(setup.source.plan, rps, seed), warmup_s=warmup_s, seconds=seconds)
+        plan = setup.source.plan(rps, seed, warmup_s + seconds + TAIL_S)
+    return seconds, plan, RunOptions(window_s=warmup_s + seconds, seed=seed)
+
+
+def due_between(plan: Sequence[PlannedRequest], start_s: float, end_s: float) -> list[float]:
+    """Return the instants from `start_s` to `end_s` at which something is due, as far as known beforehand.
+
+    Later turns of a conversation are due when the turn before has ended: they are left out.
+    """
+    return sorted(one.at_s for one in plan if not one.turn and start_s <= one.at_s < end_s)
+
+
+def filled_s(
+    plan_until: Callable[[float], Sequence[PlannedRequest]], *, warmup_s: float, seconds: float, count: int = 1
+) -> float:
+    """Return `seconds`, or as many more as it takes until `count` requests are due after the warm-up; a day at most.
+
+    A recorded workload pauses: slowed down to a tenth of its rate, ten times as long. `plan_until` plans so far.
+    """
+    horizon_s = seconds
+    while horizon_s < SECONDS_MAX:
+        horizon_s = min(SECONDS_MAX, 2.0 * horizon_s)
+        due = due_between(plan_until(warmup_s + horizon_s), warmup_s, warmup_s + horizon_s)
+        if len(due) >= count:
+            return max(seconds, math.ceil(due[count - 1] - warmup_s + MARGIN_S))
+    return seconds
 
 
 def run_closed(

@@ -6,6 +6,7 @@ prompt of n tokens has n tokens, chat template included.
 """
 
 import asyncio
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -30,6 +31,8 @@ OWNERS: dict[str, EngineKind] = {
     "library": "ollama",
 }
 FEW, MANY = 16, 192
+LEARN_S = 20.0
+"""How long words are counted by whole requests; what has not been counted by then is left out."""
 OK, NOT_FOUND = 200, 404
 UNAUTHORIZED = (401, 403)
 
@@ -107,7 +110,7 @@ def learn_words(target: EndpointTarget) -> Lexicon:
         if not _tells_usage(few):
             return Lexicon()
         overhead = few.prompt_tokens - FEW
-        words = single_token_words(WORDS[:MANY], lambda some: _usage_of(target, some), overhead=overhead)
+        words = single_token_words(WORDS[:MANY], _usage_counter(target), overhead=overhead)
         source = "usage"
     if len(words) < FEW:
         return Lexicon()
@@ -135,8 +138,14 @@ def single_token_words(
     )
 
 
-def _usage_of(target: EndpointTarget, words: Sequence[str]) -> int:
-    return first_request(target, words=words, tokens=1).prompt_tokens
+def _usage_counter(target: EndpointTarget) -> Callable[[Sequence[str]], int]:
+    """Return a function that counts tokens by usage reports, and none at all (-1) once its time is up."""
+    until = time.monotonic() + LEARN_S
+
+    def count(words: Sequence[str]) -> int:
+        return first_request(target, words=words, tokens=1).prompt_tokens if time.monotonic() < until else -1
+
+    return count
 
 
 def _tokenizer(target: EndpointTarget) -> Callable[[Sequence[str]], int] | None:

@@ -107,7 +107,7 @@ def _open(setup: Setup, trial: Trial, objectives: Sequence[Objective], on_progre
     longest = setup.trial_s_max if trial.seconds_max is None else min(setup.trial_s_max, trial.seconds_max - warmup_s)
     settled_s = WINDOW_OF_E2E[trial.kind] * setup.e2e_s
     seconds = max(setup.trial_s_min, min(longest, max(settled_s, trial.requests / rate)))
-    plan, options = open_plan(setup, rate, warmup_s + seconds, trial.seed)
+    seconds, plan, options = open_plan(setup, rate, trial.seed, warmup_s=warmup_s, seconds=seconds)
     limit_s = max((one.limit_s for one in objectives), default=0.0)
     rule = StopRule(
         objectives,
