@@ -1,12 +1,12 @@
 """Predicted against measured: an engine profiled once, then six loads, each predicted before it is run.
 
-    python benchmarks/fidelity.py               the embedded engine, about 15 minutes on an otherwise idle machine
+    python benchmarks/fidelity.py               the embedded engine, about 13 minutes on an otherwise idle machine
     python benchmarks/fidelity.py --quick       runs of a few seconds: the spread is then that of the sample
-    python benchmarks/fidelity.py --write FILE  also replace the table between the markers in FILE (docs/validation.md)
+    python benchmarks/fidelity.py --write FILE  also replace the tables between the markers in FILE (docs/validation.md)
 
 With `SETPOINT_VLLM_COMMAND` (the `vllm` command of an environment that has it) and `SETPOINT_VLLM_MODEL` (the folder of
 a small model that it reads) the same follows for vLLM, profiled over HTTP and with its scheduler modelled by
-`continuous`: another 20 minutes; `--quick` leaves it out. `--only embedded` or `--only vllm` runs one of them.
+`continuous`: another 17 minutes; `--quick` leaves it out. `--only embedded` or `--only vllm` runs one of them.
 
 The embedded engine is the real one (replica machine over llama.cpp, one thread, without HTTP); its prediction is the
 same machine on a virtual clock, with the step times of the profile and their measured scatter. Arrivals and lengths are
@@ -21,12 +21,13 @@ and TPOT together), with `vllm_` before them for vLLM; `floor_...` of the engine
 
 import argparse
 import os
+import sys
 from pathlib import Path
 
 from embedded import Bench, Run, arrivals_of
 from fidelity_loads import CLASSES, LOADS, Row, compared, errors, plan_of
 from fidelity_replay import Recorder, Replayed, replayed
-from reporting import arguments, report, say
+from reporting import arguments, machine, report, say
 from stillness import Stillness
 
 from setpoint.core.replica import ReplicaMachine
@@ -43,7 +44,8 @@ OUTPUT_MAX = 256
 STILL_MAX_S = 1.0
 TRIES = 3
 AGAIN = "knee"
-BEGIN, END = "<!-- fidelity: begin -->", "<!-- fidelity: end -->"
+MARKERS = "<!-- fidelity {}: begin -->", "<!-- fidelity {}: end -->"
+"""Between which the tables of an engine stand in a page."""
 
 
 def predicted(
@@ -123,29 +125,36 @@ def extend(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--strategy", default="slack")
     parser.add_argument("--seconds", type=float, default=None, help="length of each run (default: 90, quick: 2)")
     parser.add_argument("--only", choices=("embedded", "vllm"), help="run one of the engines")
-    parser.add_argument("--write", type=Path, help="replace the table between the markers in this file")
+    parser.add_argument("--write", type=Path, help="replace the tables between the markers in this file")
 
 
 def main() -> None:
-    """Compare on each engine, and report."""
+    """Compare on each engine, write each as soon as it is done, and report."""
     args = arguments("Predicted against measured.", extend)
+    has_vllm = bool(os.environ.get("SETPOINT_VLLM_COMMAND"))
+    if args.only == "vllm" and not has_vllm:
+        raise SystemExit("SETPOINT_VLLM_COMMAND names no vllm command, and SETPOINT_VLLM_MODEL no model")
     rows: list[Row] = []
     words: list[str] = []
     found: Replayed | None = None
     if args.only != "vllm":
         found, words = embedded(args, rows)
-    if os.environ.get("SETPOINT_VLLM_COMMAND") and args.only != "embedded" and (args.only or not args.quick):
+        _write(args.write, "embedded", rows, words, found)
+    if args.only == "vllm" or (has_vllm and not (args.only or args.quick)):
         from fidelity_vllm import vllm  # noqa: PLC0415 - only where it is asked for
 
-        words += vllm(args, rows)
-    elif args.only == "vllm":
-        raise SystemExit("SETPOINT_VLLM_COMMAND names no vllm command, and SETPOINT_VLLM_MODEL no model")
-    ratios = _ratios(rows, found)
+        told: list[str] = []
+        try:
+            vllm(args, rows, told)
+        finally:
+            # what was measured before it failed, if it did, is worth its minutes
+            _write(args.write, "vllm", rows, told, None)
+        words += told
+    elif not args.only and not args.quick:
+        words.append("vLLM is left out: SETPOINT_VLLM_COMMAND names no vllm command")
     for text in words:
         say(text)
-    if args.write:
-        _write(args.write, rows, ratios, words, found)
-    report("fidelity", ratios, rows, args)
+    report("fidelity", _ratios(rows, found), rows, args)
 
 
 def _ratios(rows: list[Row], found: Replayed | None) -> dict[str, float | None]:
@@ -161,31 +170,35 @@ def _ratios(rows: list[Row], found: Replayed | None) -> dict[str, float | None]:
     return ratios
 
 
-def _write(
-    path: Path, rows: list[Row], ratios: dict[str, float | None], words: list[str], found: Replayed | None
-) -> None:
-    """Replace what stands between the markers."""
-    lines = ["| engine | load | figure | measured | predicted | error |", "|---|---|---|---|---|---|"]
+def _write(path: Path | None, engine: str, rows: list[Row], words: list[str], found: Replayed | None) -> None:
+    """Replace what stands between the markers of an engine in the file, if there is one and anything was measured."""
+    own = [row for row in rows if row["engine"] in {engine, "floor" if engine == "embedded" else engine}]
+    if path is None or not own:
+        return
+    where = ", ".join(f"{key} {value}" for key, value in machine().items())
+    lines = [f"`{' '.join(['python', *sys.argv])}`; {where}.", ""]
+    lines += ["| load | figure | measured | predicted | error |", "|---|---|---|---|---|"]
     lines += [
-        f"| {row['engine']} | {row['load']} | {row['figure']} | {row['measured']:.1f} | {row['predicted']:.1f} | "
+        f"| {row['load']} | {row['figure']} | {row['measured']:.1f} | {row['predicted']:.1f} | "
         f"{'-' if row['error'] is None else format(row['error'], '+.1%')} |"
-        for row in rows
+        for row in own
     ]
-    lines += ["", "Rows of the engine `floor` hold one run of the engine against another (`predicted`).", ""]
-    lines += [f"- `{name}`: {'-' if v is None else format(v, '.1%')}" for name, v in ratios.items()]
+    if engine == "embedded":
+        lines += [
+            "",
+            f"In the rows of `{AGAIN}, again` the engine is held against itself: `predicted` is its second run.",
+        ]
+    lines += ["", *(f"- `{k}`: {'-' if v is None else format(v, '.1%')}" for k, v in _ratios(own, found).items())]
     lines += [f"- {text}" for text in words]
     if found is not None:
-        lines.append(
-            f"- journal of the knee: {found.events} events and {found.steps} steps, replayed "
-            f"{'with identical commands' if found.is_identical else 'with OTHER commands'}; on predicted step times "
-            f"{found.steps_predicted} steps, {found.busy_error:+.1%} busy time, a single step missed by "
-            f"{found.step_error_p50:.1%} (median) and {found.step_error_p95:.1%} (P95), the median request ended "
-            f"{found.end_error_s_p50:.2f} s off, and {found.order_ratio:.1%} of pairs ended in the same order"
-        )
+        lines.append(f"- {found.words()}")
     text = path.read_text(encoding="utf-8")
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    path.write_text(before + BEGIN + "\n" + "\n".join(lines) + "\n" + END + after, encoding="utf-8")
+    begin, end = MARKERS[0].format(engine), MARKERS[1].format(engine)
+    before, mark, rest = text.partition(begin)
+    _, other, after = rest.partition(end)
+    if not mark or not other:
+        raise SystemExit(f"{path} has no markers {begin} and {end} to write between")
+    path.write_text(before + begin + "\n" + "\n".join(lines) + "\n" + end + after, encoding="utf-8")
 
 
 if __name__ == "__main__":

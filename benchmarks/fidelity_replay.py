@@ -62,6 +62,16 @@ class Replayed(msgspec.Struct, frozen=True, kw_only=True):
     end_error_s_p50: float
     order_ratio: float
 
+    def words(self) -> str:
+        """Return it in a sentence."""
+        return (
+            f"journal of the knee: {self.events} events and {self.steps} steps, replayed "
+            f"{'with identical commands' if self.is_identical else 'with OTHER commands'}; on predicted step times "
+            f"{self.steps_predicted} steps, {self.busy_error:+.1%} busy time, a single step missed by "
+            f"{self.step_error_p50:.1%} (median) and {self.step_error_p95:.1%} (P95), the median request ended "
+            f"{self.end_error_s_p50:.2f} s off, and {self.order_ratio:.1%} of pairs ended in the same order"
+        )
+
 
 def replayed(
     measured: tuple[Recorder, Sequence[RequestRecord]],

@@ -38,8 +38,8 @@ STILL_MAX_S = 1.0
 TRIES = 3
 
 
-def vllm(args: argparse.Namespace, rows: list[Row]) -> list[str]:
-    """Profile, predict and run each load; return what is to be said."""
+def vllm(args: argparse.Namespace, rows: list[Row], words: list[str]) -> None:
+    """Profile, predict and run each load; `rows` and `words` (what is to be said) grow with each."""
     model_path = os.environ.get("SETPOINT_VLLM_MODEL")
     if not model_path:
         sys.exit("SETPOINT_VLLM_MODEL: name the folder of a model that vLLM can read")
@@ -60,7 +60,7 @@ def vllm(args: argparse.Namespace, rows: list[Row]) -> list[str]:
             on_load=lambda load: say(f"profiling: {load.words()}"),
         )
         word = f"off by {found.model.mape:.1%} a step, tail ratio {found.model.tail_ratio:.2f}"
-        words = [f"profile of vLLM over HTTP: {word}, {1e3 * found.outside_s:.1f} ms of a request outside of steps"]
+        words.append(f"profile of vLLM over HTTP: {word}, {1e3 * found.outside_s:.1f} ms of a request outside of steps")
         scenario = scenario_of(found)
         for load in LOADS:
             plan, rate = plan_of(load, scenario, seconds, args.seed)
@@ -72,7 +72,6 @@ def vllm(args: argparse.Namespace, rows: list[Row]) -> list[str]:
                 words.append(f"vLLM, {load.name}: the machine stood still during the run, which does not count")
             else:
                 rows += compared("vllm", load.name, records, expected)
-    return words
 
 
 def scenario_of(found: Outcome) -> Scenario:
