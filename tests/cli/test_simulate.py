@@ -1,5 +1,6 @@
 """`setpoint simulate`, `calibrate` and `explain` as a user meets them: what is wrong is said, with a remedy."""
 
+import gzip
 import json
 from itertools import pairwise
 from pathlib import Path
@@ -284,3 +285,64 @@ def test_what_is_no_measurement_is_refused(tmp_path: Path, capsys: pytest.Captur
     book.write_text("[]")
     said = refusal(capsys, "calibrate", other, *DEPLOYED, "--engine-version", "0.10.2", "--into", book)
     assert "is not a calibration" in said
+
+
+def faults_of(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+NO_EFFECT = (
+    ("[[crash]]\nat_s = 900\nreplica = 0\n", "the crash of replica 0 at 900 s would change nothing"),
+    ("[[spike]]\nat_s = 11\nfor_s = 5\nfactor = 2\n", "the spike at 11 s would change nothing"),
+    ("[[crash]]\nat_s = 1\nreplica = 5\n", "there is no replica 5"),
+    ('[[scale]]\nat_s = 1\npool = "nope"\nreplicas = 2\n', "there is no pool 'nope'"),
+    ("[crash]\nat_s = 1\nreplica = 0\n", "each fault has two brackets"),
+    (
+        "[[slow]]\nat_s = 1\nfor_s = 5\nreplica = 0\nfactor = 2\n"
+        "[[slow]]\nat_s = 3\nfor_s = 1\nreplica = 0\nfactor = 3\n",
+        "the slow replica 0 at 3 s begins while it is slow already",
+    ),
+)
+
+
+@pytest.mark.parametrize(("text", "words"), NO_EFFECT, ids=[words for _, words in NO_EFFECT])
+def test_a_fault_that_would_change_nothing_is_refused(
+    text: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    schedule = faults_of(tmp_path / "f.toml", text)
+    assert words in refusal(capsys, "simulate", *DEPLOYED, *SHORT, "--faults", schedule)
+
+
+def test_a_fault_that_came_too_late_is_told_and_the_replicas_there_are_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = '[[scale]]\nat_s = 2\npool = "main"\nreplicas = 3\n[[slow]]\nat_s = 90\nfor_s = 1\nreplica = 0\nfactor = 2\n'
+    said = notes_of(capsys, *SHORT, "--faults", faults_of(tmp_path / "f.toml", text))
+    assert "1 replica(s) (2." in said
+    assert "the slow replica 0 at 90 s changed nothing: the run was over by then" in said
+
+
+def test_the_requests_that_a_spike_brings_are_in_the_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    spike = faults_of(tmp_path / "f.toml", "[[spike]]\nat_s = 9\nfor_s = 30\nfactor = 20\n")
+    assert run("simulate", *DEPLOYED, *SHORT, "--faults", spike, "--json") == 0
+    report = json.loads(capsys.readouterr().out)
+    point = report["points"][0]
+    assert f"{point['summary']['requests']:,} requests and" in " ".join(report["notes"])
+    assert point["summary"]["requests"] > 60
+    assert point["summary"]["end_at"] > 20.0
+
+
+def test_each_class_has_a_row_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("simulate", *DEPLOYED, *SHORT, "--mix", "chat=0.7,batch=0.3") == 0
+    rows = [line.split() for line in capsys.readouterr().err.splitlines()]
+    assert {row[0] for row in rows if row} >= {"chat", "batch"}
+
+
+def test_a_trace_that_breaks_off_is_called_damaged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    whole = gzip.compress(
+        csv_trace(tmp_path / "t.csv", *(f"{i},{100 + i * 7 % 90},10" for i in range(500))).read_bytes()
+    )
+    cut = tmp_path / "t.csv.gz"
+    cut.write_bytes(whole[: len(whole) // 2])
+    assert "is damaged" in refusal(capsys, "simulate", *DEPLOYED, "--trace", cut)

@@ -1,7 +1,9 @@
 """What the options of `setpoint bench` mean: the workload, the rate, the classes. Reads files; refuses with a hint."""
 
+import csv
 import gzip
 import json
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -135,6 +137,8 @@ def load_trace(options: WorkloadOptions) -> list[PlannedRequest]:
             trace = read_trace(lines, options.trace_form, name=path.name)
     except (OSError, UnicodeDecodeError) as error:
         raise WorkloadError(f"cannot read the trace {path}: {error}", hint="is the path right?") from None
+    except (EOFError, zlib.error, csv.Error) as error:
+        raise WorkloadError(f"the trace {path} is damaged: {error}", hint="fetch or write it again") from None
     if options.length_scale != 1.0:
         trace = scale_lengths(trace, prompt=options.length_scale, output=options.length_scale)
     return clip(trace, prompt_max=options.prompt_max, output_max=options.output_max)

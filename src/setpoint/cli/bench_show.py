@@ -8,10 +8,14 @@ from rich.table import Table
 from setpoint.loadgen.report import BenchReport, Point
 from setpoint.loadgen.report_words import CURVE_HEAD, curve_rows, load_words, ms_words
 from setpoint.loadgen.search import Answer, TrialResult
-from setpoint.metrics import Latency, Quantile
+from setpoint.metrics import ALL_CLASSES, ClassSummary, Latency, Quantile
 
 SHOWN = ("ttft", "tpot", "itl", "e2e", "queue")
 QUANTILES = (0.5, 0.9, 0.95, 0.99, 0.999)
+_TOO_FEW = (
+    "too few: requests that come close together wait in one queue, so that many are worth few independent ones, here "
+    "too few for this percentile; a longer run, or a steadier load, tells more"
+)
 
 
 def show_trial(console: Console, result: TrialResult) -> None:
@@ -99,14 +103,20 @@ def _show_point(console: Console, point: Point) -> None:
         f"and {summary.total_tokens_per_s:,.0f} total tokens/s, {summary.in_flight:.1f} in flight"
     )
     console.print(_latencies(summary.overall.latencies))
+    if len(summary.classes) > 2:  # noqa: PLR2004 - two classes, and all together
+        console.print(_by_class(summary.classes.values()))
     overall = summary.overall
-    if any(q.support == "failures" for name in SHOWN for q in overall.latencies[name].quantiles):
+    shown = [overall.latencies[name] for name in SHOWN]
+    if any(q.support == "failures" for one in shown for q in one.quantiles):
         console.print("never: more requests got no answer than this percentile leaves out", style="dim")
+    if any(q.support == "too_few" and q.n and q.q < QUANTILES[-1] for one in shown for q in one.quantiles):
+        console.print(_TOO_FEW, style="dim")
     if overall.failed:
         kinds = ", ".join(f"{kind} {count}" for kind, count in sorted(overall.errors.items()))
         console.print(f"[red]{overall.failed} failed[/]: {kinds}")
         for kind, detail in sorted(overall.error_details.items()):
-            console.print(f"  {kind}, for one: {detail}", markup=False, style="dim")
+            if detail != kind:
+                console.print(f"  {kind}, for one: {detail}", markup=False, style="dim")
     for one in point.judged:
         colour = {"met": "green", "missed": "red", "undecided": "yellow"}[one.verdict]
         console.print(
@@ -139,6 +149,17 @@ def _latencies(latencies: dict[str, Latency]) -> Table:
             continue
         mean = "-" if one.mean_s is None else f"{one.mean_s * 1e3:,.1f}"
         table.add_row(name.upper(), *[_with_interval(quantile) for quantile in one.quantiles], mean)
+    return table
+
+
+def _by_class(classes: Iterable[ClassSummary]) -> Table:
+    """Return a row for each class: what a class was promised, no mean over all of them tells."""
+    table = Table("class", "requests", "failed", "TTFT P50", "P95 ms", "TPOT P50", "P95 ms", "attained", box=None)
+    for one in classes:
+        if one.class_name != ALL_CLASSES:
+            cells = [ms_words(one.latencies[name].at(q)) for name in ("ttft", "tpot") for q in (0.5, 0.95)]
+            share = "-" if one.attainment is None else f"{one.attainment.value:.1%}"
+            table.add_row(one.class_name, f"{one.requests:,}", f"{one.failed:,}", *cells, share)
     return table
 
 

@@ -15,7 +15,7 @@ from setpoint.model import PRESETS, Capacity, ServiceClass
 from setpoint.model.pool import PoolLayout, PoolSpec, Role
 from setpoint.planner.demand import make_demand, parse_mix
 from setpoint.seeds import stream
-from setpoint.sim.faults import FaultSchedule, late_of, overlapping, parse_faults, words_of
+from setpoint.sim.faults import FaultSchedule, Spike, late_of, overlapping, parse_faults, words_of
 from setpoint.workload import AnyRate, Gaps, PlannedRequest, Steady, Traffic, arrival_times, plan_traffic
 
 Plan = list[PlannedRequest]
@@ -221,9 +221,9 @@ def read_faults(path: Path | None, layout: PoolLayout, *, last_s: float, drain_s
     _check_places(schedule, layout, path)
     late = late_of(schedule, last_s, drain_s)
     if late:
+        drained = "" if isinstance(late[0], Spike) else f", and the run is over {drain_s:g} s later at most"
         raise ConfigError(
-            f"{path}: {words_of(late[0])} would never come: the last request comes at {last_s:,.1f} s, and the run "
-            f"is over {drain_s:g} s later at most",
+            f"{path}: {words_of(late[0])} would change nothing: the last request comes at {last_s:,.1f} s{drained}",
             hint="give the run more time (--duration, --drain), or the fault an earlier one",
         )
     clash = overlapping(schedule)
@@ -239,9 +239,9 @@ def _check_places(schedule: FaultSchedule, layout: PoolLayout, path: Path) -> No
     most = layout.replicas + sum(scale.replicas for scale in schedule.scale)
     for replica in [*(crash.replica for crash in schedule.crash), *(slow.replica for slow in schedule.slow)]:
         if replica >= most:
-            raise ConfigError(
-                f"{path}: there is no replica {replica}", hint=f"they are numbered 0 to {layout.replicas - 1}"
-            )
+            last = layout.replicas - 1
+            known = f"they are numbered 0 to {last}" if last else "there is one, number 0: --replicas asks for more"
+            raise ConfigError(f"{path}: there is no replica {replica}", hint=known)
     names = {pool.name for pool in layout.pools}
     for scale in schedule.scale:
         if scale.pool not in names:

@@ -143,14 +143,16 @@ def _point(job: Job, run: Run, plan: Plan) -> Point:
     records = sorted(run.outcome.records, key=lambda record: (record.scheduled_at, record.id))
     slos = {name: one.slo for name, one in job.scenario.classes.items()}
     faults = job.scenario.faults
+    # a spike brings requests that were not planned
+    times = [r.scheduled_at for r in records] if faults.spike else [one.at_s for one in plan]
     # what goes wrong is the question then, so that nothing of it is cut off as warm-up
-    whole = (plan[0].at_s, plan[-1].at_s + 1e-9) if faults.spike or not faults.is_empty else None
+    whole = (times[0], times[-1] + 1e-9) if faults.spike or not faults.is_empty else None
     summary = _summary(records, slos, whole)
     start, end = (summary.start_at, summary.end_at) if summary else (0.0, float("inf"))
     due = [record for record in records if start <= record.scheduled_at < end]
     judged: tuple[Judged, ...] = tuple(judge(due, objective) for objective in job.objectives)
-    span = plan[-1].at_s - plan[0].at_s
-    rate = (len(plan) - 1) / span if span > 0.0 else None
+    span = times[-1] - times[0]
+    rate = (len(times) - 1) / span if span > 0.0 else None
     load = Load(kind="open", rate_rps=rate, arrivals="as planned", workload=job.words, seed=run.seed)
     doubts = tuple(doubts_of(summary))
     verdict: Validity = "doubtful" if doubts else "valid"
@@ -171,7 +173,8 @@ def _notes(job: Job, runs: Sequence[Run], points: Sequence[Point]) -> list[str]:
     first = runs[0].outcome
     scenario = job.scenario
     room = scenario.machine_capacity
-    deployed = f"{scenario.layout.replicas} replica(s), strategy {scenario.strategy}"
+    mean = "" if _is_constant(first, scenario) else f" ({first.replicas:.2f} in the mean)"
+    deployed = f"{scenario.layout.replicas} replica(s){mean}, strategy {scenario.strategy}"
     held = f"{room.kv_blocks * room.block_tokens:,} KV tokens and {room.slots} slots each"
     speed = f"in {wall_s:.1f} s of computing ({requests / wall_s:,.0f} requests/s)"
     state = f"busy {first.busy_ratio:.0%}, {first.preemptions} preemptions"
@@ -184,6 +187,10 @@ def _notes(job: Job, runs: Sequence[Run], points: Sequence[Point]) -> list[str]:
     notes += [_doubt(run, point) for run, point in zip(runs, points, strict=True)]
     notes.append(f"how far to trust this: {job.source.trust}")
     return notes
+
+
+def _is_constant(outcome: Outcome, scenario: Scenario) -> bool:
+    return abs(outcome.replicas - scenario.layout.replicas) < 5e-3  # noqa: PLR2004 - half of the last digit shown
 
 
 def _doubt(run: Run, point: Point) -> str:
@@ -208,11 +215,9 @@ def _bound_words(run: Run, bound: float, rate: float, summary: Summary | None) -
     records = run.outcome.records
     given_up = sum(record.error in _GIVEN_UP for record in records)
     hits = "" if not run.outcome.hit_ratio else ", were no prefix kept,"
-    mean = run.outcome.replicas
-    there = "" if mean == round(mean) else f" by the {mean:.1f} replicas that were there in the mean"
     yield (
         f"{_state(is_over=rate > bound, given_up=given_up)}: offered {rate:.2f}/s, an unlimited backlog of such "
-        f"requests{hits} would be worked off at {bound:.2f}/s{there}, long ones and all"
+        f"requests{hits} would be worked off at {bound:.2f}/s, long ones and all"
     )
     if given_up:
         yield f"{given_up:,} requests ({given_up / len(records):.0%}) were refused or expired"

@@ -139,4 +139,6 @@ def parse_faults(text: str, where: str = "the fault schedule") -> FaultSchedule:
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{where} is not TOML: {error}", hint=_HINT) from error
     except msgspec.ValidationError as error:
-        raise ConfigError(f"{where}: {error}", hint=_HINT) from error
+        is_single = "`array`, got `object`" in str(error)
+        hint = "each fault has two brackets: [[crash]], [[slow]], [[scale]], [[spike]]" if is_single else _HINT
+        raise ConfigError(f"{where}: {error}", hint=hint) from error
