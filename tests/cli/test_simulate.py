@@ -299,8 +299,7 @@ NO_EFFECT = (
     ('[[scale]]\nat_s = 1\npool = "nope"\nreplicas = 2\n', "there is no pool 'nope'"),
     ("[crash]\nat_s = 1\nreplica = 0\n", "each fault has two brackets"),
     (
-        "[[slow]]\nat_s = 1\nfor_s = 5\nreplica = 0\nfactor = 2\n"
-        "[[slow]]\nat_s = 3\nfor_s = 1\nreplica = 0\nfactor = 3\n",
+        "".join(f"[[slow]]\nat_s = {at}\nfor_s = 5\nreplica = 0\nfactor = 2\n" for at in (1, 3)),
         "the slow replica 0 at 3 s begins while it is slow already",
     ),
 )

@@ -29,6 +29,7 @@ from setpoint.model import (
 
 Phase = Literal["waiting", "prefill", "decoding"]
 _NAMED = 3
+_COUNTED_S = 10.0
 _BOUND_WORDS = {
     "work": "nothing more was to be done",
     "slots": "all slots were taken",
@@ -206,7 +207,7 @@ def tell(story: Story, classes: Mapping[str, ServiceClass]) -> list[str]:
             f"given up at {story.relegated_at[0]:.3f} s: it could not be in time, or others could only without it"
         )
     if story.preempted_at:
-        words.append(f"taken back {len(story.preempted_at)} times: its KV was computed anew each time")
+        words.append(f"taken back {len(story.preempted_at)} time(s): its KV was computed anew each time")
     words.append("it had not ended when the journal did" if story.outcome is None else f"it ended: {story.outcome}")
     return words
 
@@ -218,7 +219,7 @@ def _verdict(story: Story, service_class: ServiceClass) -> list[str]:
     if target is not None and story.ttft_s is not None:
         words.append(f"its first token took {_against(story.ttft_s, target)}")
     elif target is not None:
-        words.append(f"its first token never came (target {target * 1e3:,.0f} ms)")
+        words.append(f"its first token never came (target {_duration(target)})")
     if slo.tpot_s is not None and story.tpot_s is not None:
         words.append(f"each further token took {_against(story.tpot_s, slo.tpot_s)}")
     if slo.e2e_s is not None and story.ended_at is not None:
@@ -227,18 +228,25 @@ def _verdict(story: Story, service_class: ServiceClass) -> list[str]:
 
 
 def _against(value: float, target: float) -> str:
-    state = "in time" if value <= target else f"{(value - target) * 1e3:,.1f} ms late"
-    return f"{value * 1e3:,.1f} ms (target {target * 1e3:,.0f} ms): {state}"
+    state = "in time" if value <= target else f"{_duration(value - target)} late"
+    return f"{_duration(value)} (target {_duration(target)}): {state}"
+
+
+def _duration(seconds: float) -> str:
+    """Return a duration in milliseconds, or in seconds where a person would count those."""
+    if seconds >= _COUNTED_S:
+        return f"{seconds:,.1f} s"
+    return f"{seconds * 1e3:,.1f} ms"
 
 
 def _spell(spell: Spell) -> list[str]:
     """Return what is to be said of one spell."""
-    milliseconds = spell.seconds * 1e3
     mean = 1e3 * sum(spell.steps_s.values()) / max(1, spell.steps)
     beside = spell.decodes / max(1, spell.steps)
     lead = {"waiting": "it waited", "prefill": "its prompt was computed for", "decoding": "it decoded for"}[spell.phase]
     words = [
-        f"{lead} {milliseconds:,.1f} ms: {spell.steps} steps of {mean:.1f} ms with {beside:.0f} decodes each"
+        f"{lead} {_duration(spell.seconds)}: {spell.steps} {'step' if spell.steps == 1 else 'steps'} of {mean:.1f} ms "
+        f"with {beside:.0f} decodes each"
         + (f", {spell.own_tokens:,} tokens of its own in {spell.own_steps} of them" if spell.own_tokens else "")
         + (f", {spell.own_steps} of them with it" if spell.phase == "decoding" else "")
     ]
