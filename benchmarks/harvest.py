@@ -5,8 +5,8 @@
 Online: arrivals of the Azure conversation trace (Poisson) at 30, 50 and 80 % of the bound, TTFT 1 s and TPOT 50 ms at
 P95. Offline: a backlog of long summaries (prompts of 2,000 to 6,000 tokens, answers of 100 to 300: the shape of
 arXiv summarisation) that never ends. The engine is that of `policies.py`. Every policy is run with and without the
-backlog on the same draws; *inflation* is that of its own online-only run under `slack`, *share* the offline tokens a
-second over those of the backlog alone.
+backlog on the same draws; *inflation* is over the online-only run under `slack`, *share* the offline tokens a second
+over those of the backlog alone, with half of its 95 % interval over the seeds.
 
 Bounds: online alone (no share), offline alone (a share of 1: the best of `slack` and of `continuous` with large
 budgets), and `left over`, the machine time that the online work leaves when it is done in the largest batches.
@@ -27,6 +27,7 @@ from os import cpu_count
 from statistics import fmean
 
 import msgspec
+from policy_report import estimate
 from policy_runs import WARM_UP, Policy, bound, horizon, simulator
 from policy_worlds import BY_NAME, Flow, arrivals, chat
 from reporting import arguments, report, say
@@ -191,6 +192,7 @@ def main() -> None:
 def _row(
     label: str, load: float, found: list[Outcome], ttft: float, tpot: float, alone: float
 ) -> dict[str, float | str]:
+    shares = [o.offline_tokens_per_s / alone for o in found]
     return {
         "policy": label,
         "load": load,
@@ -199,7 +201,8 @@ def _row(
         "TTFT inflation": fmean(o.ttft_p99 for o in found) / ttft,
         "TPOT inflation": fmean(o.tpot_p99 for o in found) / tpot,
         "attainment": fmean(o.attainment for o in found),
-        "offline share": fmean(o.offline_tokens_per_s for o in found) / alone,
+        "offline share": fmean(shares),
+        **({"± share": estimate(shares).half} if len(shares) > 1 else {}),
         "offline tokens/s": fmean(o.offline_tokens_per_s for o in found),
     }
 
