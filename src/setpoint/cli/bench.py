@@ -32,7 +32,7 @@ from setpoint.cli.bench_run import carry_out_bench
 from setpoint.cli.bench_show import show_report
 from setpoint.errors import ConfigError
 from setpoint.loadgen.ceiling import ceiling
-from setpoint.loadgen.experiment import Setup
+from setpoint.loadgen.experiment import Setup, expected_e2e_s
 from setpoint.loadgen.probe import LEARN_S, first_request, identify, learn_words
 from setpoint.loadgen.prompts import Lexicon
 from setpoint.loadgen.report import BenchReport
@@ -69,7 +69,8 @@ def bench(  # noqa: PLR0913 - the options of a command
     ] = None,
     minutes: Annotated[float, typer.Option(help="About how long a search or a sweep may take.", min=0.2)] = 5.0,
     warmup: Annotated[
-        float | None, typer.Option(help="Seconds cut at the start; found by MSER-5 if left out.", min=0.0)
+        float | None,
+        typer.Option(help="Seconds cut at the start; three answers long, or found by MSER-5, if left out.", min=0.0),
     ] = None,
     prompt: shared.Prompt = "256",
     output: shared.Output = "128",
@@ -170,7 +171,7 @@ def bench(  # noqa: PLR0913 - the options of a command
     target, first, lexicon = _probed(target, console)
     console.print(f"[dim]{target.engine} at {target.url}, model {target.model}; {words}; words by {lexicon.source}[/]")
     setup = Setup(target=target, source=source, lexicon=lexicon, workers=workers, is_on_ray=ray)
-    setup.e2e_s = first.e2e_s or 1.0
+    setup.e2e_s = expected_e2e_s(source, first)
     shape = Shape(
         rate=rate,
         users=concurrency,

@@ -15,7 +15,7 @@ from rich.console import Console
 from setpoint.cli.bench_due import faster_rate, refuse_empty
 from setpoint.cli.bench_live import Live
 from setpoint.cli.bench_show import show_point
-from setpoint.loadgen.experiment import Setup, open_plan, run_closed, run_plan
+from setpoint.loadgen.experiment import WARMUP_MIN_S, Setup, open_plan, run_closed, run_plan
 from setpoint.loadgen.recover import keep_load
 from setpoint.loadgen.report import BenchReport, Load, Point, closed_load, make_report, point_of
 from setpoint.loadgen.run import Run
@@ -24,7 +24,7 @@ from setpoint.metrics import Objective
 
 Way = Literal["run", "sweep", "search"]
 
-REQUESTS_OF_LEAST = 2.0
+REQUESTS_OF_LEAST = 4.0
 SECONDS_DEFAULT = 60.0
 POINT_SHARE, POINT_MIN_S = 1.0 / 16.0, 8.0
 REPEATS = 3
@@ -123,9 +123,9 @@ class Desk:
         )
 
     def open(self, rps: float, seconds: float) -> tuple[Run, Point]:
-        """Offer a rate."""
+        """Offer a rate, after a warm-up that lasts no longer than what is measured."""
         setup, shape = self.job.setup, self.job.shape
-        warmup_s = setup.warmup_s if shape.warmup_s is None else shape.warmup_s
+        warmup_s = shape.warmup_s if shape.warmup_s is not None else max(WARMUP_MIN_S, min(setup.warmup_s, seconds))
         if self.job.way == "run" and shape.seconds is not None:
             window = {"warmup_s": warmup_s, "seconds": seconds}
             faster = partial(faster_rate, setup, rps, shape.seed, **window)
@@ -137,7 +137,7 @@ class Desk:
         return self.watch(f"{rps:.2f}/s", load, go, total_s=warmup_s + seconds)
 
     def closed(self, users: int, seconds: float) -> tuple[Run, Point]:
-        """Keep users busy; the plan holds more requests than they can have answered, as none takes less than alone."""
+        """Keep users busy; the plan holds more requests than they can have answered, as few take less than alone."""
         setup, shape = self.job.setup, self.job.shape
         requests = int(users * (10.0 + REQUESTS_OF_LEAST * seconds / max(0.01, setup.e2e_s)))
         go = partial(run_closed, setup, users, requests, shape.seed, self.live.show, seconds=seconds)

@@ -14,12 +14,14 @@ from setpoint.loadgen.prompts import Lexicon
 from setpoint.loadgen.ray_run import measure_on_ray
 from setpoint.loadgen.run import Run
 from setpoint.loadgen.target import EndpointTarget
+from setpoint.metrics import RequestRecord
 from setpoint.seeds import stream
 from setpoint.workload import PlannedRequest, Steady, Traffic, at_rate, plan_traffic
 
 TAIL_S = 60.0
 SECONDS_MAX = 86_400.0
 MARGIN_S = 0.5
+SAMPLE_REQUESTS = 200.0
 WARMUP_OF_E2E = 3.0
 WARMUP_MIN_S, WARMUP_MAX_S = 1.0, 60.0
 WORDS_APART = 1_000_003
@@ -62,6 +64,17 @@ class TraceSource(msgspec.Struct, frozen=True):
             if at_s >= duration_s:
                 return plan
             plan.append(msgspec.structs.replace(one, id=len(plan), at_s=at_s))
+
+
+def expected_e2e_s(source: Source, first: RequestRecord) -> float:
+    """Return about how long a request of the workload takes when it is alone, told from a `first` one with few tokens.
+
+    A prompt that is longer than the first one's is not allowed for: reading takes far less than writing.
+    """
+    plan = source.plan(1.0, 0, SAMPLE_REQUESTS)
+    tokens = sum(one.output_tokens for one in plan) / max(1, len(plan))
+    further_s = (tokens - first.output_tokens) * (first.tpot_s or 0.0)
+    return (first.e2e_s or 1.0) + max(0.0, further_s)
 
 
 class Carry(Protocol):

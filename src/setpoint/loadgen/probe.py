@@ -30,7 +30,7 @@ OWNERS: dict[str, EngineKind] = {
     "llamacpp": "llama-server",
     "library": "ollama",
 }
-FEW, MANY = 16, 192
+FEW, MANY, STEP = 16, 192, 7
 LEARN_S = 20.0
 """How long words are counted by whole requests; what has not been counted by then is left out."""
 OK, NOT_FOUND = 200, 404
@@ -55,6 +55,8 @@ def identify(target: EndpointTarget) -> EndpointTarget:
     listed = answer.json()
     entries = _entries(listed, "models" if is_native else "data")
     names = [str(entry.get("name" if is_native else "id", "")) for entry in entries]
+    if is_native and f"{target.model}:latest" in names:
+        target = replace(target, model=f"{target.model}:latest")
     if target.model and names and target.model not in names:
         raise EngineError(
             f"{target.url} has no model {target.model!r}", hint=f"it has {', '.join(repr(name) for name in names[:8])}"
@@ -100,24 +102,33 @@ def _hint(record: RequestRecord) -> str | None:
 
 
 def learn_words(target: EndpointTarget) -> Lexicon:
-    """Return words of one token each under the server's tokenizer, and what its template adds to a prompt."""
+    """Return words of one token each under the server's tokenizer, and what its template adds to a prompt.
+
+    Counted by usage reports, no prompt begins as another did: a server may leave out what it had cached. One that does
+    (the same prompt with more words after it counts as those alone) cannot be believed about its template, and the
+    lexicon is not exact.
+    """
     tokenize = _tokenizer(target)
+    is_whole = True
     if tokenize is not None:
         words = single_token_words(WORDS, tokenize, overhead=tokenize(()))
         source = "tokenizer"
     else:
-        few = first_request(target, words=WORDS[:FEW], tokens=1)
+        few = first_request(target, words=WORDS[FEW : 2 * FEW], tokens=1)
         if not _tells_usage(few):
             return Lexicon()
-        overhead = few.prompt_tokens - FEW
-        words = single_token_words(WORDS[:MANY], _usage_counter(target), overhead=overhead)
+        more = first_request(target, words=WORDS[FEW : 3 * FEW], tokens=1)
+        is_whole = more.prompt_tokens >= few.prompt_tokens + FEW
+        overhead = (few if is_whole else more).prompt_tokens - FEW
+        counted_words = WORDS[3 * FEW : 3 * FEW + MANY]
+        words = single_token_words(counted_words, _usage_counter(target), overhead=overhead)
         source = "usage"
     if len(words) < FEW:
         return Lexicon()
-    counted = first_request(target, words=words[:FEW], tokens=1)
+    counted = first_request(target, words=words[-FEW:], tokens=1)
     if not _tells_usage(counted):
         return Lexicon(words=words, source=source)
-    return Lexicon(words=words, overhead_tokens=counted.prompt_tokens - FEW, is_exact=True, source=source)
+    return Lexicon(words=words, overhead_tokens=counted.prompt_tokens - FEW, is_exact=is_whole, source=source)
 
 
 def _tells_usage(record: RequestRecord) -> bool:
@@ -141,9 +152,15 @@ def single_token_words(
 def _usage_counter(target: EndpointTarget) -> Callable[[Sequence[str]], int]:
     """Return a function that counts tokens by usage reports, and none at all (-1) once its time is up."""
     until = time.monotonic() + LEARN_S
+    calls = 0
 
     def count(words: Sequence[str]) -> int:
-        return first_request(target, words=words, tokens=1).prompt_tokens if time.monotonic() < until else -1
+        nonlocal calls
+        calls += 1
+        if time.monotonic() > until:
+            return -1
+        turn = STEP * calls % len(words)
+        return first_request(target, words=[*words[turn:], *words[:turn]], tokens=1).prompt_tokens
 
     return count
 
