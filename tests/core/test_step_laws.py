@@ -83,7 +83,10 @@ def a_step_keeps_within_its_cap_unless_it_is_the_least_that_can_be_done(
 ) -> None:
     if plan.cap_s is None or plan.predicted_s <= plan.cap_s * ROUNDING:
         return
-    least = machine.strategy._options.chunk_min if isinstance(machine.strategy, Slack) else 1
+    least = 1
+    if isinstance(machine.strategy, Slack) and plan.prefills:
+        options, first = machine.strategy._options, machine.ledger.sequences[plan.prefills[0][0]]
+        least = options.batch_chunk_min if first.is_harvest else options.chunk_min
     is_least_chunk = not plan.decodes and len(plan.prefills) == 1 and plan.tokens <= least
     assert not plan.prefills or is_least_chunk
 

@@ -90,7 +90,8 @@ def test_an_integer_range_is_exact(accepts: Accepts, low: int, width: int, data:
     ("schema", "reason"),
     [
         ("{", "not valid JSON"),
-        ("[" * 5000, "nested too deeply"),
+        ("[" * 60_000, "nested too deeply"),
+        ('{"items":' * 5000 + "{}" + "}" * 5000, "nested too deeply"),
         ('{"type": "frob"}', "unknown type 'frob'"),
         ('{"type": "object", "properties": {"a": {"not": {}}}}', "root.a uses not"),
         ('{"type": "number", "minimum": 3}', "uses minimum"),
