@@ -93,6 +93,10 @@ def hasten(ledger: Ledger) -> None:
     ledger.sequences[4].ttft_deadline = -1.0
 
 
+def sort_in_wrongly(ledger: Ledger) -> None:
+    ledger.decoding[0].is_harvest = True
+
+
 def postpone(ledger: Ledger) -> None:
     ledger._expiries.clear()
 
@@ -120,6 +124,7 @@ def postpone(ledger: Ledger) -> None:
         (complete, "with nothing left"),
         (complete, "tokens left"),
         (hasten, "due before it arrived"),
+        (sort_in_wrongly, "in another group than its own"),
         (postpone, "not the earliest"),
     ],
 )

@@ -182,7 +182,7 @@ class Engine:
             return
         self.now += self.chance.uniform(0.001, 0.05)
         begun = self.flying.pop(0)
-        yields = self.machine.underway[0].yields & self.known.keys()
+        yields = {*self.machine.underway[0].yields} & self.known.keys()
         later = [step.yields for step in list(self.machine.underway)[1:]]
         stopped = []
         for i in sorted(yields):

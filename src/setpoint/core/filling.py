@@ -199,14 +199,17 @@ class Draft:
             return 0
         return len(self.ledger.decodes.full(decoding)) - self.free_blocks
 
+    def is_within(self, sequences: Collection[Sequence], cap_s: float) -> bool:
+        """Return whether all of `sequences` could decode beside what is in, within `cap_s`."""
+        context = self.context_tokens + self.ledger.decodes.context(sequences)
+        work = (self.prefill_tokens, self.prefill_work, len(self.chunks))
+        return self._step_time.seconds(len(self.decodes) + len(sequences), context, *work) <= cap_s
+
     def decodes_within(self, sequences: Many[Sequence], cap_s: float) -> int:
         """Return how many of `sequences`, from the first on, could decode beside what is in, within `cap_s`."""
-        seconds, decodes, context = self._step_time.seconds, len(self.decodes), self.context_tokens
+        seconds, decodes = self._step_time.seconds, len(self.decodes)
         work = (self.prefill_tokens, self.prefill_work, len(self.chunks))
-        everyone = context + self.ledger.decodes.context(sequences)
-        if seconds(decodes + len(sequences), everyone, *work) <= cap_s:
-            return len(sequences)
-        contexts = list(accumulate((s.computed_tokens for s in sequences), initial=context))
+        contexts = list(accumulate((s.computed_tokens for s in sequences), initial=self.context_tokens))
         return bisect_right(range(1, len(contexts)), cap_s, key=lambda n: seconds(decodes + n, contexts[n], *work))
 
     def decode_seconds(self, steps: int) -> float:

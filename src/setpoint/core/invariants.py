@@ -100,6 +100,12 @@ def tokens_are_sane(ledger: Ledger) -> Iterator[str]:
 def decodes_are_filed(ledger: Ledger) -> Iterator[str]:
     """Check that what is known of those in decode without looking at each is what looking at each finds."""
     decodes, members = ledger.decodes, ledger.decoding.values()
+    for sequence in members:
+        if (sequence in decodes.harvest, sequence in decodes.protected) != (
+            sequence.is_harvest,
+            not sequence.is_harvest,
+        ):
+            yield f"request {sequence.id} decodes in another group than its own"
     if decodes.context(members) != sum(s.computed_tokens for s in members):
         yield "the context of the decodes does not add up"
     if members and decodes.steps_left() != min(s.output_tokens_max - s.output_tokens for s in members):
@@ -115,11 +121,7 @@ def deadlines_are_sane(ledger: Ledger) -> Iterator[str]:
         for deadline in (sequence.ttft_deadline, sequence.expires_at, sequence.first_token_at):
             if deadline is not None and deadline < sequence.arrived_at:
                 yield f"request {sequence.id} was due before it arrived"
-    expiries = [
-        s.expires_at
-        for s in ledger.sequences.values()
-        if s.slot is None and s.first_token_at is None and s.expires_at is not None
-    ]
+    expiries = [s.expires_at for s in ledger.sequences.values() if s.slot is None and s.expires_at is not None]
     if ledger.next_expiry() != min(expiries, default=None):
         yield "the next expiry is not the earliest"
 

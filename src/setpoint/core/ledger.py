@@ -9,7 +9,7 @@ the head of the queue only, however long it is.
 """
 
 from bisect import bisect_left, insort
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
 from heapq import heappop, heappush
 
 from setpoint.core.decodes import Decodes
@@ -73,7 +73,7 @@ class Ledger:
         self.waiting_tokens[sequence.is_harvest] += sequence.remaining_tokens
         sequence.key = key
         insort(self.waiting, (key, sequence.id))
-        if sequence.expires_at is not None and sequence.first_token_at is None:
+        if sequence.expires_at is not None:
             heappush(self._expiries, (sequence.expires_at, sequence.id))
             self._compact()
 
@@ -115,12 +115,10 @@ class Ledger:
         if is_decoding:
             self.decodes.join(sequence)
 
-    def advance(self, steps: int, left_out: Iterable[Sequence]) -> None:
+    def advance(self, steps: int, left_out: Collection[Sequence]) -> None:
         """Count a token in each of `steps` as computed and yielded, for all in decode but those `left_out`."""
-        size, count = self.capacity.block_tokens, self.decodes.rounds.count + steps
         for sequence in self.decodes.advance(steps, left_out):
-            if sequence.base_computed + count - sequence.cached_tokens > sequence.blocks * size:
-                self.hold(sequence, sequence.computed_tokens)
+            self.hold(sequence, sequence.computed_tokens)
 
     def gain(self, sequence: Sequence, tokens: int) -> None:
         """Count `tokens` more of one in decode."""
@@ -202,9 +200,7 @@ class Ledger:
 
     def _may_expire(self, at: float, request_id: int) -> bool:
         sequence = self.sequences.get(request_id)
-        if sequence is None or sequence.slot is not None:
-            return False
-        return sequence.first_token_at is None and sequence.expires_at == at
+        return sequence is not None and sequence.slot is None and sequence.expires_at == at
 
     def _leave_queue(self, sequence: Sequence) -> None:
         self._unlink(sequence)

@@ -6,9 +6,9 @@ else, so that the same rule works in front of engines that tell nothing.
 - `round-robin` takes the next in turn.
 - `least-work` takes the one with the least seconds of prompts ahead and, beside that, the fewest tokens in flight.
 - `prefix-aware` adds what would have to be computed there: a replica that holds the prefix may be busier by as much.
-- `slack-aware` predicts when the first token would come, counting those ahead with an earlier deadline; among the
-  replicas where that is in time it takes the one that holds most of the prefix, then the one with the least work; if
-  nobody can be in time, the one that is least late.
+- `slack-aware` predicts when the first token would come, counting those ahead with an earlier deadline that can still be
+  kept: whoever is late is given up and served after those who are not. Of the replicas where that is in time it takes
+  the one where it comes first, decodes beside; if nobody can be in time, the one that is least late.
 """
 
 # ruff: noqa: ARG001 - one signature for all rules
@@ -130,11 +130,16 @@ class Replica:
 
     def work_s(self) -> float:
         """Return the same with a little for what is being decoded."""
-        return self.behind_s() + _DECODE_WEIGHT * self.prefill_s * self.in_flight_tokens
+        return self.behind_s() + self.beside_s()
 
-    def first_token_in_s(self, flight: Flight) -> float:
-        """Return the seconds until the first token of `flight`, were it sent there now, behind earlier deadlines."""
-        ahead = sum(f.uncached for f in self.flights.values() if not f.has_begun and f.deadline <= flight.deadline)
+    def beside_s(self) -> float:
+        """Return the little that what is in flight counts for."""
+        return _DECODE_WEIGHT * self.prefill_s * self.in_flight_tokens
+
+    def first_token_in_s(self, flight: Flight, now: float) -> float:
+        """Return the seconds until the first token of `flight`, were it sent there now, behind earlier live deadlines."""
+        waiting = (f for f in self.flights.values() if not f.has_begun)
+        ahead = sum(f.uncached for f in waiting if now < f.deadline <= flight.deadline)
         return (ahead + flight.request.prompt_tokens - self.cached(flight)) * self.prefill_s
 
 
@@ -158,13 +163,13 @@ def prefix_aware(flight: Flight, replicas: Sequence[Replica], now: float, sent: 
 
 
 def slack_aware(flight: Flight, replicas: Sequence[Replica], now: float, sent: int) -> Replica:
-    """Take, of those that would be in time, the one with most of the prefix; else the one that is least late."""
+    """Take, of those that would be in time, the one with the least ahead; else the one that is least late."""
     if not flight.is_urgent:
         return prefix_aware(flight, replicas, now, sent)
-    takes = {r.id: r.first_token_in_s(flight) for r in replicas}
+    takes = {r.id: r.first_token_in_s(flight, now) for r in replicas}
     in_time = [r for r in replicas if now + 2.0 * takes[r.id] <= flight.deadline]
     if in_time:
-        return min(in_time, key=lambda r: (r.work_s() - r.cached(flight) * r.prefill_s, r.id))
+        return min(in_time, key=lambda r: (takes[r.id] + r.beside_s(), r.id))
     return min(replicas, key=lambda r: (takes[r.id], r.id))
 
 

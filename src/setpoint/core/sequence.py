@@ -8,6 +8,7 @@ from setpoint.model import Request, ServiceClass, Slo
 from setpoint.units import Instant
 
 Key = tuple[float, ...]
+NEVER = float("inf")
 
 
 class Rounds:
@@ -34,6 +35,7 @@ class Sequence:
         "base_output",
         "blocks",
         "cached_tokens",
+        "due_at",
         "expires_at",
         "first_token_at",
         "id",
@@ -79,10 +81,17 @@ class Sequence:
         self.key: Key = ()
         target = slo.ttft_target(request.prompt_tokens)
         self.ttft_deadline: float | None = None if target is None else request.arrived_at + target
+        self.due_at: float = NEVER
+        """When the first token (or, of batch work, the last) is due; infinity where nothing is."""
+        if self.ttft_deadline is not None:
+            self.due_at = self.ttft_deadline
+        elif slo.e2e_s is not None:
+            self.due_at = request.arrived_at + slo.e2e_s
         wait_s = service_class.wait_max_s
         if wait_s is None:
             wait_s = slo.e2e_s
         self.expires_at: float | None = None if wait_s is None else request.arrived_at + wait_s
+        """When it has waited for its first token as long as it may; `None`: it waits for none, or for ever."""
 
     @property
     def computed_tokens(self) -> int:
@@ -115,13 +124,10 @@ class Sequence:
         """Tokens still to be computed before the next one is yielded."""
         return self.target_tokens - self.computed_tokens
 
-    def has_expired(self, now: float) -> bool:
-        """Return whether it has waited for its first token as long as it may."""
-        return self.first_token_at is None and self.expires_at is not None and self.expires_at <= now
-
     def begin(self, at: Instant) -> None:
         """Note when the first token came."""
         self.first_token_at = at
+        self.expires_at = None
         is_early = self.slo.judged_by == "pace" and self.ttft_deadline is not None and self.ttft_deadline > at
         self.anchor = self.ttft_deadline if is_early and self.ttft_deadline is not None else at
 

@@ -15,6 +15,7 @@ The ids of `StepPlan` count the answers to `StepAsked`; those of `StepBegun` are
 
 from collections import deque
 from collections.abc import Collection, Mapping
+from operator import attrgetter
 from typing import NamedTuple
 
 from setpoint.core.filling import Draft
@@ -37,6 +38,8 @@ from setpoint.model import (
 )
 from setpoint.units import Instant, Seconds
 
+_ID = attrgetter("id")
+
 
 class Underway(NamedTuple):
     """A step that has begun: what it computes, whose tokens it yields, and which of these are first ones."""
@@ -44,7 +47,7 @@ class Underway(NamedTuple):
     step_id: int
     shape: StepShape
     predicted_s: float
-    yields: frozenset[int]
+    yields: tuple[int, ...]
     firsts: tuple[int, ...]
 
 
@@ -60,6 +63,8 @@ class SteeredMachine(ReplicaMachine):
         """The steps that have begun and not finished, oldest first."""
         self._busy_since = 0.0
         self._heard_at = 0.0
+        self._everyone: tuple[int, ...] | None = None
+        """The decodes of the latest plan, if these are all that decode, until a step begins."""
 
     def handle(self, event: AnyEvent) -> list[AnyCommand]:
         """Take in what has happened; return what is to be done, in order."""
@@ -98,9 +103,11 @@ class SteeredMachine(ReplicaMachine):
 
     def _planned(self, draft: Draft) -> StepPlan:
         self._steps += 1
+        decodes = tuple(map(_ID, draft.decodes))
+        self._everyone = decodes if len(decodes) == len(self.ledger.decoding) else None
         return StepPlan(
             step_id=self._steps,
-            decodes=tuple([s.id for s in draft.decodes]),
+            decodes=decodes,
             prefills=tuple([(s.id, tokens) for s, tokens in draft.chunks.items()]),
             predicted_s=Seconds(draft.seconds),
             cap_s=None if draft.cap_s is None else Seconds(draft.cap_s),
@@ -120,14 +127,13 @@ class SteeredMachine(ReplicaMachine):
                 self._admit(sequence, cached_tokens, known_tokens)
         if not event.decodes and not event.prefills:
             return
-        decoded = frozenset(event.decodes)
-        decoding, left_out = self._decoding(decoded)
+        decoding, left_out = self._decoding(event.decodes)
         shape = self._shape_of(event, decoding)
         predicted_s = self.state.step_time.seconds(*shape)
         if not self.underway:
             self._busy_since = event.at
         ends_at = Instant(self.free_at(event.at) + predicted_s)
-        yields = decoded & ledger.decoding.keys() if len(decoding) < len(decoded) else decoded
+        yields = event.decodes if len(decoding) == len(event.decodes) else tuple([s.id for s in decoding])
         ledger.advance(1, left_out)
         begun = [(s, n) for i, n in event.prefills if (s := ledger.prefilling.get(i)) is not None]
         prefilled = [s for s, tokens in begun if self._has_prefilled(s, tokens)]
@@ -136,7 +142,7 @@ class SteeredMachine(ReplicaMachine):
             ledger.decode(sequence, ends_at)
         for sequence in ledger.decodes.ended(()):
             ledger.end(sequence)
-        yields = yields.union([s.id for s in prefilled])
+        yields += tuple([s.id for s in prefilled])
         self.underway.append(Underway(event.step_id, shape, predicted_s, yields, firsts))
 
     def _admit(self, sequence: Sequence, cached_tokens: int, known_tokens: int) -> None:
@@ -148,9 +154,16 @@ class SteeredMachine(ReplicaMachine):
         sequence.output_tokens = known_tokens - sequence.prompt_tokens
         self.ledger.hold(sequence, known_tokens)
 
-    def _decoding(self, decoded: frozenset[int]) -> tuple[Collection[Sequence], list[Sequence]]:
-        """Return those in decode that are among `decoded`, and those that are not."""
+    def _decoding(self, request_ids: tuple[int, ...]) -> tuple[Collection[Sequence], list[Sequence]]:
+        """Return those in decode that are among `request_ids`, and those that are not.
+
+        Only where a step begins does anyone join: as many as all were in the plan are all of them still.
+        """
         members = self.ledger.decoding
+        everyone, self._everyone = self._everyone, None
+        if request_ids == everyone and len(members) == len(request_ids):
+            return members.values(), []
+        decoded = {*request_ids}
         if members.keys() == decoded:
             return members.values(), []
         decoding = [s for i, s in members.items() if i in decoded]

@@ -4,10 +4,11 @@ A batch sequence is *spare* while its completion window is far off: twice the wo
 prompt token cost now, must still fit. From then on it is protected like any other.
 """
 
-from collections.abc import Iterable
-from itertools import takewhile
+from collections.abc import Collection, Iterable
+from itertools import chain, takewhile
 from typing import NamedTuple, Self
 
+from setpoint.core.decodes import Decodes, Group
 from setpoint.core.filling import Draft
 from setpoint.core.ledger import Key, Sequence
 from setpoint.core.setpoints import Setpoints
@@ -18,7 +19,6 @@ from setpoint.model import Binding
 
 HOPEFUL, LATE, HARVEST = 0.0, 1.0, 2.0
 """The parts of the waiting queue, in their order: first elements of the keys."""
-NEVER = float("inf")
 _PREEMPTIONS_MAX = 2
 _BURST_MAX = 4
 
@@ -41,23 +41,31 @@ class Urgency(NamedTuple):
 
     def begins_at(self, sequence: Sequence) -> float:
         """Return when twice the work left of a batch sequence reaches its completion window."""
-        due = due_at(sequence)
-        if due == NEVER:
-            return due
         left = sequence.output_tokens_max - sequence.output_tokens
-        return due - 2.0 * (sequence.remaining_tokens * self.token_s + left * self.step_s)
+        return self._begins_at(sequence.due_at, sequence.remaining_tokens, left)
 
     def is_spare(self, sequence: Sequence) -> bool:
         """Return whether a sequence is batch work with time left: it yields to the protected."""
-        if not sequence.is_harvest:
-            return False
-        window_s = sequence.slo.e2e_s
-        if window_s is not None and sequence.ttft_deadline is None:
-            # as if nothing of it were done, which spares most of them a closer look
-            work_s = sequence.target_tokens * self.token_s + sequence.output_tokens_max * self.step_s
-            if self.now < sequence.arrived_at + window_s - 2.0 * work_s:
-                return True
-        return self.now < self.begins_at(sequence)
+        return sequence.is_harvest and self.now < self.begins_at(sequence)
+
+    def is_all_spare(self, harvest: Group) -> bool:
+        """Return whether all of a group of batch work is spare for sure, without a look at each."""
+        return not harvest or self.now < self._begins_at(*harvest.extremes())
+
+    def _begins_at(self, due_at: float, prompt_tokens: int, output_tokens: int) -> float:
+        return due_at - 2.0 * (prompt_tokens * self.token_s + output_tokens * self.step_s)
+
+
+def parted(decodes: Decodes, urgency: Urgency | None) -> tuple[Collection[Sequence], Collection[Sequence]]:
+    """Return those in decode that are protected, and the spare ones, each in the order in which they joined.
+
+    Without `urgency` there is no batch work.
+    """
+    if urgency is None or urgency.is_all_spare(decodes.harvest):
+        return decodes.protected, decodes.harvest
+    spare = [s for s in decodes.harvest if urgency.is_spare(s)]
+    yielding = {*spare}
+    return [s for s in decodes.members.values() if s not in yielding], spare
 
 
 class Harvester:
@@ -97,28 +105,34 @@ class Harvester:
         queue = state.ledger.waiting_from((HARVEST,))
         return begun + list(takewhile(lambda s: not urgency.is_spare(s), queue))
 
-    def fill(self, draft: Draft, decoding: list[Sequence], cap_s: float, spare_s: float | None, state: State) -> None:
+    def fill(
+        self, draft: Draft, decoding: Collection[Sequence], cap_s: float, spare_s: float | None, state: State
+    ) -> None:
         """Fill what is left of the step with batch work."""
         if spare_s is not None:
             cap_s = min(cap_s, draft.seconds + self._setpoints.boldness(state.now) * max(0.0, spare_s))
-        self._fill_decodes(draft, [s for s in decoding if s not in draft.preempted], cap_s)
+        if draft.preempted:
+            decoding = [s for s in decoding if s not in draft.preempted]
+        self._fill_decodes(draft, decoding, cap_s)
         self._fill_prefills(draft, cap_s, state)
-        self._has_run |= any(s.is_harvest for s in draft.decodes) or any(s.is_harvest for s in draft.chunks)
+        # the last ones in are those of batch work, if there are any
+        self._has_run |= any(s.is_harvest for s in chain(draft.chunks, reversed(draft.decodes)))
         if draft.is_empty:
             decode_or_preempt(draft, draft.decoding(), batch_last)
 
-    def _fill_decodes(self, draft: Draft, decoding: list[Sequence], cap_s: float) -> None:
+    def _fill_decodes(self, draft: Draft, decoding: Collection[Sequence], cap_s: float) -> None:
         """Put in the decodes, the oldest first where not all have room; in an empty step at least one.
 
         By age, so that one step leaves out the same as the last: an engine may pay for each change of who is together.
         """
         if len(decoding) <= draft.tokens_left and draft.blocks_short(decoding) <= 0:
-            count = draft.decodes_within(decoding, cap_s)
-            if count < len(decoding):
-                decoding.sort(key=_age)
-                count = max(draft.decodes_within(decoding, cap_s), draft.is_empty)
-            draft.add_decodes(decoding[:count])
-            if count < len(decoding):
+            if draft.is_within(decoding, cap_s):
+                draft.add_decodes(decoding)
+                return
+            by_age = sorted(decoding, key=_age)
+            count = max(draft.decodes_within(by_age, cap_s), draft.is_empty)
+            draft.add_decodes(by_age[:count])
+            if count < len(by_age):
                 draft.binding = Binding("harvest")
             return
         is_empty = draft.is_empty
@@ -160,13 +174,6 @@ def _age(sequence: Sequence) -> Key:
 def batch_last(sequence: Sequence) -> Key:
     """Take the protected first, then batch work, each in the order of arrival."""
     return (sequence.is_harvest, sequence.arrived_at)
-
-
-def due_at(sequence: Sequence) -> float:
-    """Return when the first token (or, of batch work, the last) is due; infinity where nothing is."""
-    if sequence.ttft_deadline is not None:
-        return sequence.ttft_deadline
-    return NEVER if sequence.slo.e2e_s is None else sequence.arrived_at + sequence.slo.e2e_s
 
 
 def cheapest(draft: Draft, sequences: Iterable[Sequence]) -> Sequence | None:

@@ -27,7 +27,7 @@ from setpoint.core.ledger import Key, Sequence
 from setpoint.core.setpoints import Setpoints
 from setpoint.core.state import State, Strategy
 from setpoint.core.strategies.batching import decode_horizon, decode_or_preempt, first_come
-from setpoint.core.strategies.harvest import HARVEST, HOPEFUL, LATE, Harvester, Urgency, cheapest, due_at
+from setpoint.core.strategies.harvest import HARVEST, HOPEFUL, LATE, Harvester, Urgency, cheapest, parted
 from setpoint.core.strategies.options import SlackOptions
 from setpoint.model import Binding, Horizon, chunk_work
 from setpoint.units import Instant
@@ -64,7 +64,7 @@ class Slack(Strategy):
 
     def key(self, sequence: Sequence, state: State) -> Key:
         """Return the place: the hopeful by deadline, the hopeless by work, batch work by its completion window."""
-        due = due_at(sequence)
+        due = sequence.due_at
         if sequence.is_harvest:
             return (HARVEST, due)
         if sequence.is_late and state.now + sequence.remaining_tokens * state.bare_prefill_s() > due:
@@ -94,13 +94,12 @@ class Slack(Strategy):
         if not self._options.is_sized:
             draft.tokens_left = min(draft.tokens_left, _UNSIZED_TOKENS)
         ledger = state.ledger
-        decoding = ledger.decoding.values()
         urgency = Urgency.of(state) if ledger.harvests else None
-        harvest = [s for s in decoding if urgency.is_spare(s)] if urgency is not None else []
-        self._decode(draft, decoding, harvest)
+        protected, harvest = parted(ledger.decodes, urgency)
+        self._decode(draft, protected, harvest)
         if len(draft.decodes) == len(ledger.sequences):
             return
-        limits = self._limits(draft, state)
+        limits = self._limits(draft, state, {*draft.left_out()} if len(draft.decodes) < len(protected) else ())
         draft.cap_s = limits.cap_s
         spare_s = self._prefill(draft, limits, state, urgency)
         if draft.is_empty or (ledger.harvests and self._options.is_harvesting):
@@ -115,7 +114,7 @@ class Slack(Strategy):
         head = next(ledger.waiting_from(), None)
         if head is not None and not head.is_harvest:
             return Horizon(1)
-        limits = self._limits(draft, state)
+        limits = self._limits(draft, state, ())
         cap_s = limits.harvest_s
         if limits.cap_s is not None and limits.tightest is not None:
             cap_s = min(cap_s, limits.cap_s)
@@ -132,10 +131,8 @@ class Slack(Strategy):
         steps = 1 + bisect_right(range(1, base.steps), cap_s, key=draft.decode_seconds)
         return Horizon(steps, pace_s=min(paces, default=None), until_at=Instant(min(instants)) if instants else None)
 
-    def _decode(self, draft: Draft, decoding: Collection[Sequence], harvest: list[Sequence]) -> None:
-        """Put in the decodes but those of `harvest`; where KV is short, these give it up first."""
-        yielding = set(harvest)
-        protected = [s for s in decoding if s not in yielding] if yielding else decoding
+    def _decode(self, draft: Draft, protected: Collection[Sequence], harvest: Collection[Sequence]) -> None:
+        """Put in the decodes that are `protected`; where KV is short, those of `harvest` give it up first."""
         if draft.add_all_decodes(protected):
             return
         while draft.blocks_short(protected) > 0:
@@ -146,9 +143,10 @@ class Slack(Strategy):
             draft.preempt(victim)
         decode_or_preempt(draft, protected, first_come)
 
-    def _limits(self, draft: Draft, state: State) -> _Limits:
+    def _limits(self, draft: Draft, state: State, left_out: Collection[Sequence]) -> _Limits:
+        """Return the limits; `left_out`: the protected that do not decode in this step."""
         arrival_s = self.setpoints.longest_step_s(state.now)
-        cap_s, tightest = self._least_room(draft, state.now) if self._options.is_sized else (None, None)
+        cap_s, tightest = self._least_room(draft, state.now, left_out) if self._options.is_sized else (None, None)
         harvest_s = self.setpoints.longest_harvest_s(state.now) if state.ledger.harvests else arrival_s
         if cap_s is not None and state.ledger.harvests:
             harvest_s = min(harvest_s, self.setpoints.boldness(state.now) * cap_s)
@@ -160,7 +158,7 @@ class Slack(Strategy):
             return _Limits(own_s, None, harvest_s)
         return _Limits(cap_s, tightest, harvest_s)
 
-    def _least_room(self, draft: Draft, now: float) -> tuple[float | None, int | None]:
+    def _least_room(self, draft: Draft, now: float, left_out: Collection[Sequence]) -> tuple[float | None, int | None]:
         """Return the least share of its slack that a protected decode gives to others, and whose that is.
 
         Those that can no longer attain their SLO do not count, since to wait for them would only keep others out: those
@@ -169,8 +167,7 @@ class Slack(Strategy):
         other).
         """
         cap_s, tightest = None, None
-        left_out = {*draft.left_out()}
-        for name, tpot_s, sequences in draft.ledger.decodes.by_deadline():
+        for name, tpot_s, sequences in draft.ledger.decodes.protected.by_deadline():
             gain_s = max(0.0, tpot_s - draft.seconds)
             for sequence in sequences:
                 output = sequence.output_tokens
@@ -189,16 +186,7 @@ class Slack(Strategy):
         ledger = state.ledger
         hopeful = [s for s in draft.prefilling() if not s.is_harvest]
         hopeful += takewhile(lambda s: s.key[0] == HOPEFUL, ledger.waiting_from())
-        hopeful.sort(key=lambda s: (due_at(s), s.id))
-        bare_s = state.bare_prefill_s()
-        token_s = bare_s + self._options.rate_blend * (state.seconds_per_prefill_token() - bare_s)
-        jobs = [Job(s.id, due_at(s), s.remaining_tokens * token_s, s.service_class.weight) for s in hopeful]
-        triage = self._triage(jobs, state.now + draft.seconds)
-        sequences = ledger.sequences
-        kept = [sequences[i] for i in triage.kept]
-        given_up = self._give_up([sequences[i] for i in triage.given_up], draft, state)
-        draft.relegated += [(s, False) for s in kept if s.is_late]
-        late = sorted(given_up, key=lambda s: (s.remaining_tokens, s.id))
+        kept, late, spare_s = self._triaged(hopeful, draft, state) if hopeful else ([], [], None)
         in_time = kept if urgency is None else [*kept, *self._harvester.urgent(draft, state, urgency)]
         if self._fill(draft, in_time, limits, urgency) and self._fill(draft, late, limits, None):
             # these may be a long queue, and none of them runs: one at a time, until one has no room
@@ -206,7 +194,22 @@ class Slack(Strategy):
             for sequence in waiting_late:
                 if not self._fill(draft, (sequence,), limits, None) or sequence not in draft.chunks:
                     break
-        return triage.spare_s
+        return spare_s
+
+    def _triaged(
+        self, hopeful: list[Sequence], draft: Draft, state: State
+    ) -> tuple[list[Sequence], list[Sequence], float | None]:
+        """Return who can be in time, by deadline; who is given up, by least work; the spare seconds of the former."""
+        hopeful.sort(key=lambda s: (s.due_at, s.id))
+        bare_s = state.bare_prefill_s()
+        token_s = bare_s + self._options.rate_blend * (state.seconds_per_prefill_token() - bare_s)
+        jobs = [Job(s.id, s.due_at, s.remaining_tokens * token_s, s.service_class.weight) for s in hopeful]
+        triage = self._triage(jobs, state.now + draft.seconds)
+        sequences = state.ledger.sequences
+        kept = [sequences[i] for i in triage.kept]
+        given_up = self._give_up([sequences[i] for i in triage.given_up], draft, state)
+        draft.relegated += [(s, False) for s in kept if s.is_late]
+        return kept, sorted(given_up, key=lambda s: (s.remaining_tokens, s.id)), triage.spare_s
 
     def _give_up(self, fallen: list[Sequence], draft: Draft, state: State) -> list[Sequence]:
         """Relegate or refuse those that cannot be in time; return the relegated."""
@@ -215,7 +218,7 @@ class Slack(Strategy):
             if sequence.service_class.late == "refuse" and sequence.slot is None and sequence.preemptions == 0:
                 draft.refused.append(sequence)
                 continue
-            if sequence.slot is not None and sequence.has_expired(state.now):
+            if sequence.slot is not None and sequence.expires_at is not None and sequence.expires_at <= state.now:
                 # begun, then given up, and nobody waits for ever: it gives back what it holds, and is refused
                 draft.preempt(sequence)
                 continue
