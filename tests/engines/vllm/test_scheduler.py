@@ -19,9 +19,13 @@ KITS: dict[str, Any] = {"double": DoubleKit(), "vllm": VllmKit()}
 Start = Callable[..., Engine]
 
 
-@pytest.fixture(
-    params=["double", pytest.param("vllm", marks=pytest.mark.skipif(not HAS_VLLM, reason=WHY_NOT))], name="kit"
+VLLM = (
+    pytest.mark.skipif(not HAS_VLLM, reason=WHY_NOT),
+    pytest.mark.filterwarnings("ignore"),  # what vLLM and torch warn of as they are imported
 )
+
+
+@pytest.fixture(params=["double", pytest.param("vllm", marks=VLLM)], name="kit")
 def _kit(request: pytest.FixtureRequest) -> Any:
     return KITS[request.param]
 

@@ -92,9 +92,11 @@ class Numbers:
 
     def packed(self) -> dict[str, int]:
         """Return all numbers as they travel."""
-        packed = {_packed_name((name, None)): _whole(name, value) for name, value in self.gauges.items()}
-        for key, value in self.counts.items():
-            packed[_packed_name(key)] = _whole(key[0], value)
+        packed = {}
+        for numbers in (self.gauges, self.counts):
+            for key, value in numbers.items():
+                name, unit = _packing(key)
+                packed[name] = round(value * unit)
         return packed
 
 
@@ -119,10 +121,8 @@ def unpack(table: Mapping[str, int]) -> list[Number]:
 
 
 @cache
-def _packed_name(key: tuple[str, str | None]) -> str:
-    name, label = key
-    return f"{PREFIX}{name}" if label is None else f"{PREFIX}{name}/{label}"
-
-
-def _whole(name: str, value: float) -> int:
-    return round(value * _MICRO if name.endswith("_s") else value)
+def _packing(key: str | tuple[str, str]) -> tuple[str, float]:
+    """Return the name under which a gauge, or a count with its label, travels, and what a whole number of it is."""
+    name = key if isinstance(key, str) else key[0]
+    full = PREFIX + (key if isinstance(key, str) else "/".join(key))
+    return full, _MICRO if name.endswith("_s") else 1

@@ -58,7 +58,7 @@ class Seat:
         host, config = self._host, self._host.scheduler_config
         is_adaptive = getattr(host, _ADAPTIVE, False)
         kept = host.max_num_scheduled_tokens, host.max_num_active_reqs, config.long_prefill_token_threshold
-        parked = self._park([requests[i] for i in arrangement.running])
+        parked = self._park([*map(requests.__getitem__, arrangement.running)])
         host.waiting.show_only([requests[i] for i in arrangement.admitted])
         host.max_num_scheduled_tokens = min(kept[0], arrangement.budget)
         host.max_num_active_reqs = max(0, kept[1] - len(parked))
