@@ -108,6 +108,16 @@ def test_slack_aware_avoids_a_replica_where_the_first_token_would_be_late() -> N
     assert door.sent == {0: [0], 1: [1]}
 
 
+def test_slack_aware_counts_nobody_who_is_late_already() -> None:
+    door = Door(PoolLayout(pools=(PoolSpec(name="main", replicas=2),), routing="slack-aware"))
+    door.comes(0, prompt=5000)
+    door.comes(1, at=9.0, prompt=100)
+    assert door.sent == {0: [0], 1: [1]}
+    # what replica 0 holds is long overdue, and gives way; replica 1 has work that can still be in time
+    door.comes(2, at=9.0, prompt=300)
+    assert door.sent == {0: [0, 2], 1: [1]}
+
+
 def test_a_full_pool_lets_requests_wait_and_takes_the_oldest_first() -> None:
     door = Door(PoolLayout(pools=(PoolSpec(name="main", in_flight_max=1),)))
     for number in range(3):

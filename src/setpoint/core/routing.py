@@ -6,9 +6,9 @@ else, so that the same rule works in front of engines that tell nothing.
 - `round-robin` takes the next in turn.
 - `least-work` takes the one with the least seconds of prompts ahead and, beside that, the fewest tokens in flight.
 - `prefix-aware` adds what would have to be computed there: a replica that holds the prefix may be busier by as much.
-- `slack-aware` predicts when the first token would come, counting those ahead with an earlier deadline that can still be
-  kept: whoever is late is given up and served after those who are not. Of the replicas where that is in time it takes
-  the one where it comes first, decodes beside; if nobody can be in time, the one that is least late.
+- `slack-aware` predicts when the first token would come, counting those ahead with an earlier deadline that has not
+  passed: who is late already gives way. Of the replicas where that is in time it takes the one where it comes first,
+  with a little for what is decoded beside; if nobody can be in time, the one that is least late.
 """
 
 # ruff: noqa: ARG001 - one signature for all rules
@@ -137,7 +137,7 @@ class Replica:
         return _DECODE_WEIGHT * self.prefill_s * self.in_flight_tokens
 
     def first_token_in_s(self, flight: Flight, now: float) -> float:
-        """Return the seconds until the first token of `flight`, were it sent there now, behind earlier live deadlines."""
+        """Return the seconds until the first token of `flight`, behind earlier deadlines that are still to come."""
         waiting = (f for f in self.flights.values() if not f.has_begun)
         ahead = sum(f.uncached for f in waiting if now < f.deadline <= flight.deadline)
         return (ahead + flight.request.prompt_tokens - self.cached(flight)) * self.prefill_s
