@@ -41,7 +41,8 @@ from setpoint.seeds import stream
 
 __all__ = ["Setting", "server"]
 
-BUDGETS = {"priority": (64, 256, 1024), "fcfs": (256, 1024)}
+BUDGETS = {"priority": (256, 64, 1024), "fcfs": (256, 1024)}
+"""Token budgets by policy; the bound is that of the first, which is therefore none that would hold prompts back."""
 QUICK_BUDGETS = {"priority": (256,)}
 SEQUENCES = 32
 BESIDE = (0.15, 0.3, 0.5, 0.7)
