@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,6 +18,7 @@ from setpoint.cli import main
 from setpoint.cli.bench_due import ENOUGH, faster_rate, refuse_empty
 from setpoint.cli.bench_live import TOLD_EVERY_S, Live, awaiting
 from setpoint.cli.bench_options import WorkloadOptions, refuse_made_up
+from setpoint.cli.bench_output import read_report
 from setpoint.cli.bench_raw import kept_records
 from setpoint.errors import ConfigError, WorkloadError
 from setpoint.loadgen import probe
@@ -24,6 +26,7 @@ from setpoint.loadgen.experiment import Setup, TraceSource, due_between, filled_
 from setpoint.loadgen.process import Snapshot
 from setpoint.loadgen.prompts import Lexicon
 from setpoint.loadgen.recover import HEADER
+from setpoint.loadgen.report import doubts_of
 from setpoint.loadgen.target import EndpointTarget
 from setpoint.workload import PlannedRequest
 
@@ -160,3 +163,14 @@ def test_words_are_counted_by_whole_requests_for_a_while_only(url: str, monkeypa
     assert probe.learn_words(target).is_exact
     monkeypatch.setattr(probe, "LEARN_S", 0.0)
     assert not probe.learn_words(target).is_exact
+
+
+def test_a_handful_of_requests_convicts_no_server_of_a_backlog(url: str, tmp_path: Path) -> None:
+    asked = ("--rate", "20", "--seconds", "1", "--warmup", "0", "--prompt", "20", "--output", "3")
+    assert run("bench", url, *asked, "--out", str(tmp_path)) == 0
+    summary = read_report(tmp_path).points[0].summary
+    assert summary is not None
+    grown = msgspec.structs.replace(summary.overload, is_overloaded=True)
+    few, many = (msgspec.structs.replace(summary, overload=grown, requests=count) for count in (3, 30))
+    assert "too short: 3 requests" in next(iter(doubts_of(few)))
+    assert "overloaded" in next(iter(doubts_of(many)))

@@ -32,9 +32,9 @@ from setpoint.cli.bench_run import carry_out_bench
 from setpoint.cli.bench_show import show_report
 from setpoint.errors import ConfigError
 from setpoint.loadgen.ceiling import ceiling
-from setpoint.loadgen.experiment import Setup, expected_e2e_s
+from setpoint.loadgen.experiment import SAMPLE_REQUESTS, Setup, Source, expected_e2e_s
 from setpoint.loadgen.probe import LEARN_S, first_request, identify, learn_words
-from setpoint.loadgen.prompts import Lexicon
+from setpoint.loadgen.prompts import UNFORCED, Lexicon
 from setpoint.loadgen.report import BenchReport
 from setpoint.loadgen.target import Api, EndpointTarget, EngineKind, Limits
 from setpoint.metrics import RequestRecord, parse_objectives
@@ -170,6 +170,7 @@ def bench(  # noqa: PLR0913 - the options of a command
     )
     target, first, lexicon = _probed(target, console)
     console.print(f"[dim]{target.engine} at {target.url}, model {target.model}; {words}; words by {lexicon.source}[/]")
+    _warn_of_lengths(console, target, source, lexicon)
     setup = Setup(target=target, source=source, lexicon=lexicon, workers=workers, is_on_ray=ray)
     setup.e2e_s = expected_e2e_s(source, first)
     shape = Shape(
@@ -201,6 +202,19 @@ def _probed(target: EndpointTarget, console: Console) -> tuple[EndpointTarget, R
     with awaiting(console, f"counting the tokens of the prompts' words (about {LEARN_S:g} s at most)"):
         lexicon = learn_words(target)
     return target, first, lexicon
+
+
+def _warn_of_lengths(console: Console, target: EndpointTarget, source: Source, lexicon: Lexicon) -> None:
+    """Say where prompts or answers will not be as long as they were asked for."""
+    shortest = min(
+        (one.prompt_tokens for one in source.plan(1.0, 0, SAMPLE_REQUESTS) if one.text is None), default=None
+    )
+    if shortest is not None and shortest <= lexicon.overhead_tokens:
+        words = f"the chat template alone has {lexicon.overhead_tokens} tokens, so that no prompt has {shortest}"
+        console.print(f"[yellow]{words}[/] (--api completions adds none)")
+    if target.is_length_forced and target.engine in UNFORCED and "ignore_eos" not in target.extra_body:
+        words = "answers may end before their planned length: this engine cannot be told to go on"
+        console.print(f"[dim]{words}[/]")
 
 
 def _deliver(console: Console, report: BenchReport, rows: Rows, *, out: Path | None, is_json: bool) -> None:

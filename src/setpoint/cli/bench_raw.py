@@ -30,7 +30,8 @@ def kept_records(out: Path | None, console: Console) -> Iterator[Path]:
     runs = cache_dir("bench") / "runs"
     for left in sorted(runs.glob("*-*")) if out is None else ():
         if (left / HEADER).exists() and not _is_alive(left.name.rpartition("-")[2]):
-            console.print(f"an earlier run was cut off: setpoint bench --recover {left} --out FOLDER", style="yellow")
+            words = f"an earlier run was cut off: setpoint bench --recover {left} --out FOLDER, or delete that folder"
+            console.print(words, style="yellow", soft_wrap=True)
     folder = runs / f"{time.strftime('%Y%m%d%H%M%S')}-{os.getpid()}" if out is None else out / RAW
     if (folder / HEADER).exists():
         raise ConfigError(

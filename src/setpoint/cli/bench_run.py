@@ -89,7 +89,10 @@ def _sweep(desk: Desk) -> BenchReport:
     except KeyboardInterrupt:
         notes.append("stopped by hand before the sweep had ended")
     desk.done.sort(key=lambda each: (each[1].load.kind, each[1].load.users or 0, each[1].load.rate_rps or 0.0))
-    return msgspec.structs.replace(so_far(desk, *notes), knee=_knee(desk))
+    found = _knee(desk)
+    if found is None:
+        notes.append("no knee is named: that takes five points by users that can be trusted")
+    return msgspec.structs.replace(so_far(desk, *notes), knee=found)
 
 
 def _climb(desk: Desk, seconds: float) -> Iterator[str]:

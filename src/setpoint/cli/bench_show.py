@@ -55,7 +55,9 @@ def show_report(console: Console, report: BenchReport) -> None:
     for note in report.notes:
         console.print(note, style="dim", markup=False)
     if not report.is_lexicon_exact:
-        console.print("[yellow]prompt lengths are approximate: the server's tokens could not be counted[/]")
+        is_told = report.lexicon_source == "usage"
+        why = "the server leaves out what it had cached" if is_told else "the server's tokens could not be counted"
+        console.print(f"[yellow]prompt lengths are approximate: {why}[/]")
 
 
 def _show_answer(console: Console, answer: Answer) -> None:

@@ -98,6 +98,11 @@ def _hint(record: RequestRecord) -> str | None:
         "timeout": "the server accepts requests but does not answer",
         "bad_stream": "is this API the right one (--api)?",
         "client_error": "the server refuses a parameter: see --api, --engine and --extra-body",
+        "server_error": "the server's own log says more",
+        "cut": "did the server fail (see its log), or does a proxy in between end answers?",
+        "too_large": "is this an endpoint of a language model?",
+        "unreachable": "is the server still running?",
+        "tls": "name the certificate authority with --ca-file",
     }.get(record.error or "")
 
 

@@ -16,6 +16,8 @@ from setpoint.seeds import stream
 from setpoint.workload import PlannedRequest
 
 SOONEST, LATEST = 1.0, 0.0
+UNFORCED = ("openai", "ollama")
+"""Engines that cannot be asked to ignore the end of text."""
 
 
 class Lexicon(msgspec.Struct, frozen=True, kw_only=True):
@@ -101,7 +103,7 @@ def _openai(target: EndpointTarget, one: PlannedRequest) -> dict[str, Any]:
         if target.engine in {"vllm", "sglang"}:
             options["continuous_usage_stats"] = True
         body |= {"stream": True, "stream_options": options}
-    if target.is_length_forced and target.engine not in {"openai", "ollama"}:
+    if target.is_length_forced and target.engine not in UNFORCED:
         body["ignore_eos"] = True
     known = target.classes.get(one.class_name)
     if known is None:

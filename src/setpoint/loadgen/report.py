@@ -22,7 +22,7 @@ SCHEMA = "setpoint.bench/1"
 
 LoadKind = Literal["open", "closed"]
 Validity = Literal["valid", "doubtful", "invalid"]
-SETTLING_REQUESTS = 20
+SETTLING_REQUESTS, BACKLOG_REQUESTS = 20, 8
 
 
 class Load(msgspec.Struct, frozen=True, kw_only=True):
@@ -125,7 +125,11 @@ def doubts_of(
     if summary is None:
         return
     if summary.overload.is_overloaded and not is_closed:
-        yield "overloaded: the backlog grew throughout the window"
+        yield (
+            "overloaded: the backlog grew throughout the window"
+            if summary.requests >= BACKLOG_REQUESTS
+            else f"too short: {summary.requests} requests do not tell whether the backlog grows"
+        )
     if not summary.warmup.is_settled and summary.requests >= SETTLING_REQUESTS and not is_warmup_given:
         yield "latencies never settled: they still drifted at the middle of the run"
     if not summary.is_stationary:
