@@ -101,3 +101,23 @@ def test_batch_work_that_expires_makes_nobody_more_careful(scheduler: MakeSchedu
     strategy = it.machine.strategy
     assert isinstance(strategy, Slack)
     assert strategy.setpoints.report()["chat"]["boldness"] == 0.25
+
+
+def test_batch_work_that_is_held_back_altogether_gets_another_chance(scheduler: MakeScheduler) -> None:
+    it = scheduler("slack")
+    strategy = it.machine.strategy
+    assert isinstance(strategy, Slack)
+    for _ in range(9):
+        it.arrives("batch", output=2)
+        it.arrives("chat", ttft_s=0.001)
+        it.runs_dry()
+    it.arrives("chat", output=100)
+    it.arrives("batch")
+    seen = []
+    for request_id in (20, 21):
+        it.arrives("chat", ttft_s=10.0)
+        while request_id in it.machine.ledger.sequences:
+            it.step()
+        seen.append(strategy.setpoints.report()["chat"]["boldness"])
+    assert [s.id for s in it.machine.ledger.waiting_from()] == [19]
+    assert seen[0] < seen[1] < 0.02

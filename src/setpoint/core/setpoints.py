@@ -4,7 +4,8 @@
 `boldness` says how much of what is left batch work may take: of the slack of the decodes, of the spare seconds of the
 waiting prefills, and of the TTFT target, for a step in flight stands in front of whoever arrives meanwhile. Every miss
 of the class moves it, those of requests that were given up included, for batch work is what could have made room; it
-stands still while there is no batch work to hold back. `pace` learns nothing from a request that was given up: its
+stands still while there is no batch work. What is held back altogether counts as there: else it would get no other
+chance beside a class that is always about. `pace` learns nothing from a request that was given up: its
 miss was a decision.
 """
 
@@ -54,7 +55,7 @@ class Setpoints:
             held.ttft_s = target
 
     def saw_finish(self, sequence: Sequence, now: float, *, is_harvesting: bool) -> None:
-        """Move the margins of the class by how the request fared; `is_harvesting`: batch work has run meanwhile."""
+        """Move the margins of the class by how the request fared; `is_harvesting`: there was batch work meanwhile."""
         held = self._classes.get(sequence.service_class.name)
         if held is None or not self._is_moving or sequence.first_token_at is None:
             return

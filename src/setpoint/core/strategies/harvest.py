@@ -5,7 +5,7 @@ prompt token cost now, must still fit. From then on it is protected like any oth
 """
 
 from collections.abc import Collection, Iterable
-from itertools import chain, takewhile
+from itertools import takewhile
 from typing import NamedTuple, Self
 
 from setpoint.core.decodes import Decodes, Group
@@ -76,16 +76,16 @@ class Harvester:
         self._options = options
         self._setpoints = setpoints
         self._preemptions = 0
-        self._has_run = False
+        self._was_there = False
 
     def allow_preemption(self) -> None:
         """Count a protected arrival."""
         self._preemptions = min(_BURST_MAX, self._preemptions + 1)
 
-    def take_has_run(self) -> bool:
-        """Return whether batch work has run since the last call."""
-        has_run, self._has_run = self._has_run, False
-        return has_run
+    def take_was_there(self) -> bool:
+        """Return whether there was batch work, run or held back, in any plan since the last call."""
+        was_there, self._was_there = self._was_there, False
+        return was_there
 
     def make_room(self, draft: Draft, urgency: Urgency) -> bool:
         """Take slot and KV back from the batch sequence that is cheapest to recompute, if that may be."""
@@ -116,7 +116,7 @@ class Harvester:
         self._fill_decodes(draft, decoding, cap_s)
         self._fill_prefills(draft, cap_s, state)
         # the last ones in are those of batch work, if there are any
-        self._has_run |= any(s.is_harvest for s in chain(draft.chunks, reversed(draft.decodes)))
+        self._was_there |= state.ledger.harvests > 0
         if draft.is_empty:
             decode_or_preempt(draft, draft.decoding(), batch_last)
 

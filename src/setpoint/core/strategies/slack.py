@@ -82,12 +82,12 @@ class Slack(Strategy):
     def saw_finish(self, sequence: Sequence, state: State) -> None:
         """Move the margins of the class."""
         if not sequence.is_harvest:
-            self.setpoints.saw_finish(sequence, state.now, is_harvesting=self._harvester.take_has_run())
+            self.setpoints.saw_finish(sequence, state.now, is_harvesting=self._harvester.take_was_there())
 
     def saw_refusal(self, sequence: Sequence, state: State) -> None:
         """Hold batch work back: what it took could have made room."""
         if not sequence.is_harvest:
-            self.setpoints.saw_refusal(sequence, is_harvesting=self._harvester.take_has_run())
+            self.setpoints.saw_refusal(sequence, is_harvesting=self._harvester.take_was_there())
 
     def plan(self, draft: Draft, state: State) -> None:
         """Build the step in the four parts that the module describes."""
