@@ -140,7 +140,9 @@ def test_a_curve_has_the_same_cells_on_the_terminal_and_on_the_page(url: str, tm
         assert all(f">{cell}</t" in page for cell in row)
 
 
-def test_two_runs_are_compared_and_different_loads_are_refused(url: str, tmp_path: Path) -> None:
+def test_two_runs_are_compared_and_different_loads_are_refused(
+    url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     before, after = tmp_path / "before", tmp_path / "after"
     run("bench", url, *LOAD, "--out", str(before))
     run("bench", url, *LOAD, "--out", str(after))
@@ -154,6 +156,11 @@ def test_two_runs_are_compared_and_different_loads_are_refused(url: str, tmp_pat
     with pytest.raises(ConfigError, match="different loads"):
         compare(one, faster)
     assert compare(one, faster, is_forced=True)
+    rare = next(change for change in compare(one, other) if change.figure == "TTFT P99")
+    assert (rare.before_support, rare.change_ratio) == ("too_few", None)
+    assert run("compare", str(before), str(after)) == 0
+    shown = next(line for line in capsys.readouterr().out.splitlines() if line.strip().startswith("TTFT P99"))
+    assert shown.count("too few") == 2
     assert run("compare", str(before), str(tmp_path / "nothing")) == 2
 
 

@@ -14,6 +14,8 @@ from setpoint.loadgen.compare import Change
 from setpoint.loadgen.compare import compare as compare_reports
 
 EXIT_WORSE = 1
+WORDS = {"too_few": "too few", "failures": "never"}
+"""What stands in place of a quantile that the sample cannot carry, or that is never reached."""
 COLOURS = {"better": "green", "worse": "red", "not shown": "dim", "unknown": "dim"}
 
 
@@ -57,12 +59,19 @@ def _table(changes: list[Change]) -> Table:
         ratio = "-" if change.change_ratio is None else f"{change.change_ratio:+.1%}"
         table.add_row(
             (f"{change.point + 1}: " if changes[-1].point else "") + change.figure,
-            _cell(change.figure, change.before, change.before_interval),
-            _cell(change.figure, change.after, change.after_interval),
+            _side(change, change.before, change.before_interval, change.before_support),
+            _side(change, change.after, change.after_interval, change.after_support),
             ratio,
             f"[{COLOURS[change.direction]}]{change.direction}[/]",
         )
     return table
+
+
+def _side(change: Change, value: float | None, interval: tuple[float | None, float | None], support: str) -> str:
+    """Return one side of a change; where its quantile cannot be told, why, unless its interval shows the change."""
+    if change.direction == "unknown" and support in WORDS:
+        return WORDS[support]
+    return _cell(change.figure, value, interval)
 
 
 def _cell(figure: str, value: float | None, interval: tuple[float | None, float | None]) -> str:

@@ -11,6 +11,7 @@ import msgspec
 from setpoint.errors import ConfigError
 from setpoint.loadgen.report import BenchReport, Point
 from setpoint.metrics import Quantile, Share
+from setpoint.metrics.quantile import Support
 
 Direction = Literal["better", "worse", "not shown", "unknown"]
 
@@ -20,7 +21,11 @@ RATE_APART = 0.02
 
 
 class Change(msgspec.Struct, frozen=True, kw_only=True):
-    """One figure before and after, each with its interval; `change_ratio` is after over before, less 1."""
+    """One figure before and after, each with its interval; `change_ratio` is after over before, less 1.
+
+    `before_support`, `after_support`: `too_few` where the sample cannot carry the quantile, `failures` where it is
+    never reached.
+    """
 
     point: int
     figure: str
@@ -30,6 +35,8 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
     after_interval: tuple[float | None, float | None]
     change_ratio: float | None
     direction: Direction
+    before_support: Support = "full"
+    after_support: Support = "full"
 
 
 def differences(before: BenchReport, after: BenchReport) -> list[str]:
@@ -113,7 +120,8 @@ def _of_share(number: int, before: Share, after: Share) -> Change:
 
 
 def _of_quantile(number: int, figure: str, before: Quantile, after: Quantile) -> Change:
-    has_both = before.value is not None and after.value is not None and before.value > 0.0
+    is_told = before.support == after.support == "full"
+    has_both = is_told and before.value is not None and after.value is not None and before.value > 0.0
     return Change(
         point=number,
         figure=figure,
@@ -123,6 +131,8 @@ def _of_quantile(number: int, figure: str, before: Quantile, after: Quantile) ->
         after_interval=(after.low, after.high),
         change_ratio=(after.value or 0.0) / (before.value or 1.0) - 1.0 if has_both else None,
         direction=_direction(before, after),
+        before_support=before.support,
+        after_support=after.support,
     )
 
 
