@@ -118,6 +118,15 @@ def test_slack_aware_counts_nobody_who_is_late_already() -> None:
     assert door.sent == {0: [0, 2], 1: [1]}
 
 
+def test_slack_aware_sends_work_without_a_deadline_where_least_is_to_be_done() -> None:
+    door = Door(PoolLayout(pools=(PoolSpec(name="main", replicas=2),), routing="slack-aware"))
+    door.comes(0, prompt=180)
+    door.comes(1, class_name="batch", prompt=5000)
+    door.comes(2, class_name="batch", prompt=5000)
+    door.comes(3, class_name="batch")
+    assert door.sent == {0: [0, 2], 1: [1, 3]}
+
+
 def test_a_full_pool_lets_requests_wait_and_takes_the_oldest_first() -> None:
     door = Door(PoolLayout(pools=(PoolSpec(name="main", in_flight_max=1),)))
     for number in range(3):
