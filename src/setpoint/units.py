@@ -16,3 +16,6 @@ Seconds = NewType("Seconds", float)
 
 Instant = NewType("Instant", float)
 """A point in time in seconds on some monotonic clock; which clock is the shell's business."""
+
+NEVER: float = float("inf")
+"""The instant that does not come; as a duration, one without end."""

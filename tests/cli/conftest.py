@@ -1,14 +1,15 @@
-"""A cache of its own with the starter model in it, and a way to run the command line as a process."""
+"""A cache of its own with the starter model in it, a way to run the command line as a process, and an endpoint."""
 
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from setpoint.engines.llamacpp.starter import resolve_model
+from setpoint.loadgen.ceiling import null_server
 
 COMMAND = "import sys; from setpoint.cli import main; main(sys.argv[1:])"
 
@@ -36,3 +37,10 @@ def start(tmp_path: Path) -> Start:
         )
 
     return run
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    """Serve an event every 2 ms to each stream, from a process of its own."""
+    with null_server(tick_ms=2.0) as url:
+        yield url

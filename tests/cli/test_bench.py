@@ -2,9 +2,6 @@
 
 import json
 import random
-import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -31,17 +28,6 @@ from setpoint.loadgen.scrape import parse_prometheus, sample_of
 from setpoint.metrics import parse_objectives
 from setpoint.metrics.knee import Slice, find_knee, knee_with_interval
 from setpoint.workload import Diurnal, Ramp, Stairs, Steady
-
-
-@pytest.fixture(scope="module")
-def url() -> Iterator[str]:
-    """Serve an event every 2 ms to each stream, from a process of its own."""
-    command = [sys.executable, "-m", "setpoint.loadgen.null_server", "--tick-ms", "2"]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        assert process.stdin is not None
-        yield f"http://127.0.0.1:{int(process.stdout.readline())}"
-        process.stdin.close()
 
 
 def run(*arguments: str) -> int:

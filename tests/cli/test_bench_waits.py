@@ -2,9 +2,6 @@
 
 import io
 import re
-import subprocess
-import sys
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -31,17 +28,6 @@ from setpoint.loadgen.target import EndpointTarget
 from setpoint.workload import PlannedRequest
 
 NOWHERE = EndpointTarget(url="http://127.0.0.1:9", model="none")
-
-
-@pytest.fixture(scope="module")
-def url() -> Iterator[str]:
-    """Serve an event every 2 ms to each stream, from a process of its own."""
-    command = [sys.executable, "-m", "setpoint.loadgen.null_server", "--tick-ms", "2"]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        assert process.stdin is not None
-        yield f"http://127.0.0.1:{int(process.stdout.readline())}"
-        process.stdin.close()
 
 
 def recorded(*times_s: float) -> Setup:

@@ -3,9 +3,6 @@
 import asyncio
 import contextlib
 import json
-import subprocess
-import sys
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -25,17 +22,6 @@ from setpoint.loadgen.target import ClassTargets, EndpointTarget, EngineKind, Li
 from setpoint.metrics import ErrorKind, RequestRecord
 from setpoint.seeds import stream
 from setpoint.workload import Fixed, PlannedRequest, Steady, Traffic, plan_traffic
-
-
-@pytest.fixture(scope="module")
-def null_server() -> Iterator[str]:
-    """Serve an event every 2 ms to each stream, from a process of its own."""
-    command = [sys.executable, "-m", "setpoint.loadgen.null_server", "--tick-ms", "2"]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        assert process.stdin is not None
-        yield f"http://127.0.0.1:{int(process.stdout.readline())}"
-        process.stdin.close()
 
 
 def plan_of(count: int, rps: float = 200.0, tokens: int = 5) -> list[PlannedRequest]:

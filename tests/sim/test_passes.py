@@ -5,8 +5,8 @@ from hypothesis import strategies as st
 from tests.sim.worlds import WORLD
 
 from setpoint.model import Horizon, StepPlan, StepShape
-from setpoint.sim.passes import NEVER, Passes, World
-from setpoint.units import Instant, Seconds
+from setpoint.sim.passes import Passes, World
+from setpoint.units import NEVER, Instant, Seconds
 
 PACES = st.none() | st.floats(0.005, 0.1).map(Seconds)
 INSTANTS = st.none() | st.floats(1.0, 6.0).map(Instant)

@@ -15,7 +15,7 @@ know:
 from collections import OrderedDict
 from collections.abc import Mapping
 
-from setpoint.core.routing import NEVER, ROUTING, Flight, Replica
+from setpoint.core.routing import ROUTING, Flight, Replica
 from setpoint.errors import ConfigError
 from setpoint.model import ServiceClass
 from setpoint.model.pool import (
@@ -36,7 +36,7 @@ from setpoint.model.pool import (
     RequestEnded,
     Withdraw,
 )
-from setpoint.units import Instant, Seconds
+from setpoint.units import NEVER, Instant, Seconds
 
 
 class PoolMachine:

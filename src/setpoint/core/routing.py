@@ -18,8 +18,8 @@ from collections.abc import Callable, Sequence
 
 from setpoint.model import Request
 from setpoint.model.pool import Stage
+from setpoint.units import NEVER
 
-NEVER = float("inf")
 _DECODE_WEIGHT = 0.05
 """Seconds of prompt that a token in flight counts for, in tokens: it breaks ties, prompts decide."""
 

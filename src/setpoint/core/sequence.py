@@ -5,10 +5,9 @@ share a counter of such steps: what a sequence has is what is written beside its
 """
 
 from setpoint.model import Request, ServiceClass, Slo
-from setpoint.units import Instant
+from setpoint.units import NEVER, Instant
 
 Key = tuple[float, ...]
-NEVER = float("inf")
 
 
 class Rounds:

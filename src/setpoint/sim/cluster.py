@@ -33,10 +33,9 @@ from setpoint.model.pool import (
 )
 from setpoint.sim.fleet import ClusterSettings, Fault, Fleet, MakeReplica, late_words
 from setpoint.sim.opened import Open
-from setpoint.sim.passes import NEVER
 from setpoint.sim.prefix import BLOCK_TOKENS, session_blocks
 from setpoint.sim.stepping import Arrival, SimulatedReplica
-from setpoint.units import Instant, Seconds, Tokens
+from setpoint.units import NEVER, Instant, Seconds, Tokens
 from setpoint.workload import PlannedRequest
 
 _REPLICA, _FAULT, _DELIVERY, _ARRIVAL, _POOL = range(5)

@@ -11,8 +11,7 @@ from itertools import accumulate
 from math import sqrt
 
 from setpoint.model import LinearStepTime, StepPlan, StepShape, StepTime
-
-NEVER = float("inf")
+from setpoint.units import NEVER
 
 
 class World:

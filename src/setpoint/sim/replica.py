@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator
 from setpoint.core.replica import ReplicaMachine
 from setpoint.metrics.timeline import RequestRecord
 from setpoint.model import StepTime
-from setpoint.sim.passes import NEVER
 from setpoint.sim.stepping import Arrival, Journal, SimulatedReplica, Watch, new_record
+from setpoint.units import NEVER
 
 __all__ = ["Arrival", "ReplicaSimulator"]
 

@@ -32,8 +32,8 @@ from setpoint.model import (
     WakeAt,
 )
 from setpoint.sim.lives import Lives
-from setpoint.sim.passes import NEVER, Passes, World
-from setpoint.units import Instant
+from setpoint.sim.passes import Passes, World
+from setpoint.units import NEVER, Instant
 
 Journal = Callable[[AnyEvent, list[AnyCommand]], None]
 

@@ -19,7 +19,8 @@ from setpoint.engines.llamacpp.chat import ChatTemplate
 from setpoint.engines.llamacpp.executor import LlamaExecutor
 from setpoint.engines.llamacpp.grammar import compile_grammar
 from setpoint.engines.llamacpp.model import Model
-from setpoint.engines.llamacpp.sampling import Floats, Sampler, Scratch, likeliest, survivors
+from setpoint.engines.llamacpp.sampling import Sampler, Scratch
+from setpoint.engines.llamacpp.truncation import Floats, likeliest, survivors
 from setpoint.errors import EngineError, RequestError
 
 Ids = npt.NDArray[np.intp]

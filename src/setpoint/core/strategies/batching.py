@@ -12,9 +12,7 @@ from setpoint.core.filling import Draft
 from setpoint.core.ledger import Key, Sequence
 from setpoint.core.state import State, Strategy
 from setpoint.model import Binding, Horizon
-from setpoint.units import Instant
-
-_NEVER = float("inf")
+from setpoint.units import NEVER, Instant
 
 
 def first_come(sequence: Sequence) -> Key:
@@ -29,7 +27,7 @@ def by_band(sequence: Sequence) -> Key:
 
 def by_deadline(sequence: Sequence) -> Key:
     """Earliest deadline first; what has none comes last."""
-    return (_NEVER if (due := prefill_deadline(sequence)) is None else due, sequence.arrived_at)
+    return (NEVER if (due := prefill_deadline(sequence)) is None else due, sequence.arrived_at)
 
 
 def by_work(sequence: Sequence) -> Key:

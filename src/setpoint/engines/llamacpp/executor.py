@@ -29,7 +29,8 @@ from setpoint.engines.llamacpp.model import Model
 from setpoint.engines.llamacpp.packing import Packing
 from setpoint.engines.llamacpp.prefix import PrefixStats, PrefixStore, StoredPrefix
 from setpoint.engines.llamacpp.prompt import check_prompt
-from setpoint.engines.llamacpp.sampling import Floats, Sampler, Scratch, likeliest
+from setpoint.engines.llamacpp.sampling import Sampler, Scratch
+from setpoint.engines.llamacpp.truncation import Floats, likeliest
 from setpoint.errors import EngineError
 from setpoint.model import Capacity
 from setpoint.settings import KvLayout

@@ -7,8 +7,8 @@ every token; here everything runs over the logits where llama.cpp left them, in 
 - greedy is an argmax;
 - a draw from the whole distribution needs no order at all: sums of blocks of 256 weights find the block, a running sum
   within it finds the token;
-- top-k needs only what reaches a bound that is cheap to find (`likeliest`), top-p only the order within one of many
-  bins (`_nucleus`), and mostly none: a token drawn among all is of the nucleus or drawn again. All are exact.
+- truncation sorts little (`truncation`), and for top-p mostly nothing: a token drawn among all is of the nucleus or
+  drawn again, which leaves the same distribution.
 
 With a grammar the distribution is that of masking first what it does not allow, then truncating. Where nearly any
 character may come, as within a string, and nothing is truncated, a token is drawn first and the grammar asked about it
@@ -24,20 +24,14 @@ import random
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
 from setpoint.engines.api import Sampling
 from setpoint.engines.llamacpp.grammar import Grammar
+from setpoint.engines.llamacpp.truncation import Floats, Ids, survivors
 from setpoint.errors import EngineError, RequestError
 from setpoint.seeds import stream
 
-Floats = npt.NDArray[np.float32]
-Ids = npt.NDArray[np.intp]
-
 _BLOCK: Final = 256
-_GROUP: Final = 64
-_FLOORS: Final = (1e-3, 1e-5, 1e-7)
-_BIN_SHIFT: Final = 18
 _TRIES: Final = 4
 """How many tokens are drawn before the grammar says what it allows, or top-p is cut out."""
 _LEAST_NUCLEUS: Final = 0.5
@@ -93,54 +87,6 @@ class Scratch:
         return (
             start + index if index < _BLOCK else start + int(np.flatnonzero(self._padded[start : start + _BLOCK])[-1])
         )
-
-
-def survivors(weights: Floats, sampling: Sampling) -> Ids:
-    """Return the ids that min-p, top-k and top-p leave, applied in this order.
-
-    The largest weight is 1, so a weight is at once the ratio that min-p speaks of. Top-p measures the mass of what
-    top-k left.
-    """
-    if sampling.top_k:
-        ids = likeliest(weights, min(sampling.top_k, len(weights)))
-        ids = ids[weights[ids] >= sampling.min_p]
-        if sampling.top_p < 1.0:
-            running = np.cumsum(weights[ids], dtype=np.float64)
-            ids = ids[: int(np.searchsorted(running, sampling.top_p * running[-1])) + 1]
-        return ids
-    if sampling.top_p >= 1.0:
-        return np.flatnonzero(weights >= sampling.min_p)
-    total = weights.sum() if sampling.min_p <= 0.0 else weights[weights >= sampling.min_p].sum()
-    mass = sampling.top_p * float(total)
-    for floor in _FLOORS:
-        likely = np.flatnonzero(weights >= max(floor, sampling.min_p))
-        values = weights[likely]
-        if float(values.sum(dtype=np.float64)) > mass:
-            return likely[_nucleus(values, mass)]
-    ids = np.flatnonzero(weights >= sampling.min_p)
-    return ids[_nucleus(weights[ids], mass)]
-
-
-def _nucleus(values: Floats, mass: float) -> Ids:
-    """Return the indices of the fewest `values` that come to `mass`.
-
-    The upper bits of a positive float grow with it, so they sort values into bins, 32 to an octave. Bisection finds the
-    bin in which the mass is reached, and only that bin is sorted.
-    """
-    bins = values.view(np.int32) >> _BIN_SHIFT
-    low, high = 0, int(bins.max()) + 1
-    while high - low > 1:
-        middle = (low + high) // 2
-        if float(values @ (bins >= middle).astype(np.float32)) >= mass:
-            low = middle
-        else:
-            high = middle
-    above = np.flatnonzero(bins > low)
-    inside = np.flatnonzero(bins == low)
-    inside = inside[np.argsort(-values[inside], kind="stable")]
-    missing = mass - float(values[above].sum(dtype=np.float64))
-    count = int(np.searchsorted(np.cumsum(values[inside], dtype=np.float64), missing)) + 1
-    return np.concatenate([above, inside[:count]])
 
 
 class Sampler:
@@ -263,23 +209,6 @@ def greedy(row: Floats) -> int:
     if not math.isfinite(row[token]):
         raise EngineError("the model's logits are not finite numbers", hint="the model file may be damaged")
     return token
-
-
-def likeliest(row: Floats, count: int) -> Ids:
-    """Return the ids of the `count` largest logits, largest first.
-
-    The largest of disjoint groups are distinct tokens, so the `count`-th largest of these maxima bounds the answer from
-    below, and only what reaches it is sorted.
-    """
-    if count == 0:
-        return np.empty(0, dtype=np.intp)
-    groups = len(row) // _GROUP
-    if count <= groups:
-        maxima = row[: groups * _GROUP].reshape(_GROUP, groups).max(axis=0)
-        ids = np.flatnonzero(row >= np.partition(maxima, -count)[-count])
-    else:
-        ids = np.arange(len(row))
-    return ids[np.argsort(-row[ids], kind="stable")[:count]]
 
 
 def check_sampling(sampling: Sampling, vocabulary: int) -> None:
