@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import time
 from functools import partial
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 
 from setpoint.errors import ConfigError, EngineError
 from setpoint.loadgen.ceiling import FILE, Ceiling, ceiling
-from setpoint.loadgen.client import RunOptions
+from setpoint.loadgen.client import LoadClient, RunOptions
 from setpoint.loadgen.health import ClientSamples, judge_client
 from setpoint.loadgen.null_server import chunk
 from setpoint.loadgen.probe import first_request, identify
@@ -20,6 +21,7 @@ from setpoint.loadgen.prompts import Lexicon, prompt_text, request_body, transla
 from setpoint.loadgen.run import Run
 from setpoint.loadgen.target import ClassTargets, EndpointTarget, EngineKind, Limits
 from setpoint.metrics import ErrorKind, RequestRecord
+from setpoint.model import decode_priority
 from setpoint.seeds import stream
 from setpoint.workload import Fixed, PlannedRequest, Steady, Traffic, plan_traffic
 
@@ -260,12 +262,51 @@ def test_a_request_to_vllm_names_its_class_and_targets_for_the_plug_in() -> None
     one = PlannedRequest(id=0, at_s=0.0, prompt_tokens=1, output_tokens=1, class_name="chat")
     body = json.loads(request_body(EndpointTarget(url="http://x", engine="vllm", classes=targets), one, "hi", []))
     assert body["vllm_xargs"] == {"setpoint.class": "chat", "setpoint.ttft_ms": 200.0}
-    assert body["priority"] == 1
+    assert decode_priority(body["priority"])[0] == 1
     for target in (
         EndpointTarget(url="http://x", engine="vllm"),
         EndpointTarget(url="http://x", engine="sglang", classes=targets),
     ):
         assert "vllm_xargs" not in json.loads(request_body(target, one, "hi", []))
+
+
+def test_a_priority_holds_the_deadline_where_the_engine_takes_any_integer() -> None:
+    classes = {
+        "chat": ClassTargets(band=0, ttft_ms=200.0),
+        "slow": ClassTargets(band=0, ttft_ms=900.0),
+        "batch": ClassTargets(band=1),
+    }
+
+    def priority(engine: EngineKind, class_name: str, due_epoch_s: float) -> float:
+        one = PlannedRequest(id=0, at_s=0.0, prompt_tokens=1, output_tokens=1, class_name=class_name)
+        target = EndpointTarget(url="http://x", engine=engine, classes=classes)
+        return json.loads(request_body(target, one, "hi", [], due_epoch_s=due_epoch_s))["priority"]
+
+    asked = [("chat", 1.7e9), ("slow", 1.7e9), ("chat", 1.7e9 + 1.0), ("batch", 1.6e9)]
+    vllm = [priority("vllm", *one) for one in asked]
+    assert vllm == sorted(vllm)
+    assert vllm[-1] < 2**63
+    assert [decode_priority(int(one)) for one in vllm[:2]] == [(0, 1.7e9 + 0.2), (0, 1.7e9 + 0.9)]
+    assert decode_priority(int(vllm[-1])) == (1, None)
+    assert [priority("sglang", *one) for one in asked] == [-one for one in vllm]
+    assert priority("tensorrt-llm", "chat", 1.7e9) == 1.0
+
+
+def test_a_client_knows_when_a_request_is_due_by_the_wall_clock() -> None:
+    def deadlines(**options: int) -> list[float]:
+        target = EndpointTarget(
+            url="http://127.0.0.1:9", engine="vllm", classes={"chat": ClassTargets(band=0, ttft_ms=500.0)}
+        )
+        plan = [
+            PlannedRequest(id=i, at_s=50.0 * i, prompt_tokens=1, output_tokens=1, class_name="chat") for i in range(2)
+        ]
+        client = LoadClient(target, plan, RunOptions(**options), Lexicon(), lambda _: None)
+        client._start = time.monotonic() + 100.0
+        found = [json.loads(client._payload(one).partition(b"\r\n\r\n")[2]) for one in plan]
+        return [float(decode_priority(one["priority"])[1] or 0.0) - time.time() for one in found]
+
+    assert deadlines() == pytest.approx([100.5, 150.5], abs=5.0)
+    assert deadlines(concurrency=1) == pytest.approx([0.5, 0.5], abs=5.0)
 
 
 def test_a_loop_that_stood_still_was_stopped_and_is_told_so() -> None:

@@ -82,6 +82,7 @@ class LoadClient:
         is_open = self._options.concurrency is None and not self._has_sessions
         self._pool = Pool(self._target, loop, self._on_ended, is_patient=is_open)
         self._timer = make_timer(loop, self._pump)
+        self._start = time.monotonic() if start_at is None else start_at
         self._prepare(AHEAD)
         with contextlib.suppress(OSError, TimeoutError):
             await self._pool.warm(min(self._options.connections, self._target.limits.connections_max))
@@ -177,8 +178,13 @@ class LoadClient:
         prompt = prompt_text(self._lexicon, one, self._options.seed, tokens)
         if one.session is not None:
             self._histories[one.session] = [*history, {"role": "user", "content": prompt}]
-        body = request_body(target, one, prompt, history)
+        body = request_body(target, one, prompt, history, due_epoch_s=self._due_epoch_s(one))
         return request_bytes("POST", target.path, request_headers(target, one), body)
+
+    def _due_epoch_s(self, one: PlannedRequest) -> float:
+        """Return when a request is due by the wall clock: now, where it is not sent by a schedule or is late."""
+        ahead_s = 0.0 if self._options.concurrency is not None else self._start + one.at_s - time.monotonic()
+        return time.time() + max(0.0, ahead_s)
 
     # ------------------------------------------------------------------------------------------------------- ending
 

@@ -12,6 +12,7 @@ import msgspec
 
 from setpoint.loadgen.target import ClassTargets, EndpointTarget
 from setpoint.loadgen.words import WORDS
+from setpoint.model import encode_priority
 from setpoint.seeds import stream
 from setpoint.workload import PlannedRequest
 
@@ -50,7 +51,14 @@ def prompt_text(lexicon: Lexicon, one: PlannedRequest, seed: int, tokens: int | 
     return " ".join(words)
 
 
-def request_body(target: EndpointTarget, one: PlannedRequest, prompt: str, history: list[dict[str, str]]) -> bytes:
+def request_body(
+    target: EndpointTarget,
+    one: PlannedRequest,
+    prompt: str,
+    history: list[dict[str, str]],
+    *,
+    due_epoch_s: float = 0.0,
+) -> bytes:
     """Return the JSON of one request; `history` holds the earlier messages of its conversation."""
     body: dict[str, Any] = {"model": target.model} if target.model else {}
     messages = [*history, {"role": "user", "content": prompt}]
@@ -61,7 +69,7 @@ def request_body(target: EndpointTarget, one: PlannedRequest, prompt: str, histo
     else:
         is_chat = target.api == "chat"
         body |= {"messages": messages} if is_chat else {"prompt": _joined(messages)}
-        body |= {"max_tokens": one.output_tokens, "temperature": 0.0} | _openai(target, one)
+        body |= {"max_tokens": one.output_tokens, "temperature": 0.0} | _openai(target, one, due_epoch_s)
     return msgspec.json.encode(body | target.extra_body)
 
 
@@ -96,7 +104,7 @@ def _ollama(target: EndpointTarget, one: PlannedRequest) -> dict[str, Any]:
     }
 
 
-def _openai(target: EndpointTarget, one: PlannedRequest) -> dict[str, Any]:
+def _openai(target: EndpointTarget, one: PlannedRequest, due_epoch_s: float) -> dict[str, Any]:
     body: dict[str, Any] = {}
     if target.is_streaming:
         options = {"include_usage": True}
@@ -110,7 +118,7 @@ def _openai(target: EndpointTarget, one: PlannedRequest) -> dict[str, Any]:
         return body
     if target.engine == "vllm":
         body["vllm_xargs"] = _xargs(one.class_name, known)
-    priority = None if known.band is None else translate_priority(target, known.band)
+    priority = None if known.band is None else translate_priority(target, _number(target, known, due_epoch_s))
     return body if priority is None else body | {"priority": priority}
 
 
@@ -118,6 +126,14 @@ def _xargs(class_name: str, known: ClassTargets) -> dict[str, str | float]:
     """Return what Setpoint's scheduler inside vLLM reads of a request; a plain vLLM passes it over."""
     told = {"setpoint.ttft_ms": known.ttft_ms, "setpoint.tpot_ms": known.tpot_ms}
     return {"setpoint.class": class_name} | {key: value for key, value in told.items() if value is not None}
+
+
+def _number(target: EndpointTarget, known: ClassTargets, due_epoch_s: float) -> int:
+    """Return the band; where classes have a TTFT target and the engine takes any integer, with the deadline in it."""
+    assert known.band is not None, "only classes with a band have a priority"
+    if target.engine not in {"vllm", "sglang"} or all(one.ttft_ms is None for one in target.classes.values()):
+        return known.band
+    return encode_priority(known.band, None if known.ttft_ms is None else due_epoch_s + known.ttft_ms / 1e3)
 
 
 def translate_priority(target: EndpointTarget, band: int) -> int | float | None:

@@ -24,6 +24,7 @@ from setpoint.model.events import (
     Tick,
 )
 from setpoint.model.plan import Binding, Bound, Horizon, StepPlan
+from setpoint.model.priority import decode_priority, encode_priority
 from setpoint.model.request import Request
 from setpoint.model.service import PRESETS, JudgedBy, ServiceClass, Slo, decode_deadline
 from setpoint.model.shape import LinearStepTime, StepShape, StepTime, chunk_work
@@ -62,4 +63,6 @@ __all__ = [
     "WakeAt",
     "chunk_work",
     "decode_deadline",
+    "decode_priority",
+    "encode_priority",
 ]

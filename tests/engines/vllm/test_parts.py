@@ -9,7 +9,6 @@ from setpoint.core.ledger import Ledger, Sequence
 from setpoint.engines.vllm.arrange import arrange
 from setpoint.engines.vllm.begun import begun
 from setpoint.engines.vllm.numbers import Numbers, unpack
-from setpoint.engines.vllm.priority import decode_priority, encode_priority
 from setpoint.engines.vllm.queue import PlannedQueue
 from setpoint.model import PRESETS, Capacity, Request, StepPlan
 from setpoint.units import Blocks, Instant, Tokens
@@ -158,12 +157,3 @@ def test_numbers_arrive_as_they_were_sent(counts: dict[str, int], measured_s: fl
     found = {(n.name, n.label): n.value for n in unpack(table)}
     assert {k[0]: v for k, v in found.items() if k[1]} == counts
     assert found["last_measured_s", ""] == pytest.approx(measured_s, abs=1e-6)
-
-
-def test_a_priority_orders_bands_first_and_deadlines_within_them() -> None:
-    chat, batch = PRESETS["chat"], PRESETS["batch"]
-    soon = encode_priority(request(1, 10), chat, arrived_epoch_s=1.7e9)
-    later = encode_priority(request(2, 10), chat, arrived_epoch_s=1.7e9 + 1)
-    whenever = encode_priority(request(3, 10), batch, arrived_epoch_s=0.0)
-    assert soon < later < whenever < 2**63
-    assert decode_priority(soon) == (chat.band, 1.7e9 + 0.2)
