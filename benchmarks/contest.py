@@ -118,12 +118,12 @@ def setting(
     return Setting({"chat": chat, "batch": PRESETS["batch"]}, gaps, arrivals_of(plan, BATCH_OUTPUT_MAX), seed, lengths)
 
 
-def scaled_slo(model: StepTimeModel) -> Slo:
+def scaled_slo(model: StepTimeModel, *, tpot_times: float = TPOT_TIMES) -> Slo:
     """Return chat targets in multiples of what a mean prompt and one decode take alone on this machine."""
     alone = FixedStepTime(model)
     prompt = int(CHAT_LENGTHS[0].mean)
     ttft_s = TTFT_TIMES * alone.seconds(0, 0, prompt, prompt * prompt / 2, 1)
-    tpot_s = TPOT_TIMES * alone.seconds(1, prompt)
+    tpot_s = tpot_times * alone.seconds(1, prompt)
     return Slo(percentile=PROMISED, ttft_s=Seconds(ttft_s), tpot_s=Seconds(tpot_s))
 
 

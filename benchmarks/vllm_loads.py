@@ -1,13 +1,17 @@
 """The loads of `vllm_plugin`: chat that arrives by a Poisson process, beside a backlog that is never empty, or alone.
 
-Lengths and targets are those of `contest`: the TTFT target is some times what a mean prompt takes alone, the TPOT
-target some times a decode alone, both as a short profile over HTTP finds them on this machine. The backlog is a client
-that keeps so many batch requests in flight. What of a run counts is chat that was due after the warm-up; tokens are
-the server's own count between two instants of the run.
+Lengths are those of `contest`; the TTFT target is some times what a mean prompt takes alone, the TPOT target some times
+a decode alone, both as a short profile over HTTP finds them on this machine. The backlog is a client that keeps twice
+as many batch requests in flight as the server has sequences. What of a run counts is chat that was due after the
+warm-up; tokens are the server's own count between two instants of the run.
+
+The three tiers are those of QoServe: one with chat's targets, two that want the whole answer by a deadline. Theirs are
+20 and 60 TTFT targets instead of 100 and 300, since a run must outlast the longest.
 """
 
 import threading
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import count
@@ -30,13 +34,18 @@ from setpoint.workload import PlannedRequest
 from setpoint.workload.arrivals import Steady
 from setpoint.workload.traffic import Traffic, plan_traffic
 
-IN_FLIGHT = 24
-"""Batch requests that the client of the backlog keeps in flight: three quarters of the server's sequences."""
+SEQUENCES = 32
+"""Sequences that a server may run at once."""
+IN_FLIGHT = 2 * SEQUENCES
+"""Batch requests that the client of the backlog keeps in flight: there is always one that waits."""
 BACKLOG = 4000
 LOOSE = 5.0
 """How much longer the loose targets are than the usual ones."""
 TIGHT = 0.5
-BANDS = {"chat": 0, "batch": 9}
+TPOT_TIMES = 3.0
+TIERS = {"tier 2": 20.0, "tier 3": 60.0}
+"""The lower tiers, with what their end-to-end targets are in TTFT targets of the first."""
+BANDS = {"chat": 0, "tier 2": 1, "tier 3": 2, "batch": 9}
 NEVER = float("inf")
 
 
@@ -102,6 +111,23 @@ class Client:
             say(f"  {name} at {load.rate:.2f}/s: {rung.attainment:.3f} of {rung.requests}, {tokens_per_s:.0f} tokens/s")
         return seen
 
+    def tiers(self, rate: float, seconds: float, slo: Slo) -> dict[str, float]:
+        """Offer the three tiers, a third of `rate` each; return the attainment of each, and of all."""
+        slos = tiers_of(slo)
+        plan = sorted(
+            [one for name in slos for one in _planned(name, rate / len(slos), self._seed, seconds=seconds)],
+            key=lambda one: one.at_s,
+        )
+        plan = [msgspec.structs.replace(one, id=i) for i, one in enumerate(plan)]
+        options = RunOptions(seed=1000 * next(self._runs))
+        records = measure_in_process(self._target(slo), plan, options, lexicon=self._lexicon).records
+        start = min(r.scheduled_at for r in records) + WARM_UP * seconds
+        judged = [(r.class_name, met(r, slos[r.class_name])) for r in records if r.scheduled_at >= start]
+        found = {name: _share([good for whose, good in judged if whose == name]) for name in slos}
+        found["all"] = _share([good for _, good in judged])
+        say(f"  {self._setting.name}, tiers at {rate:.2f}/s: " + ", ".join(f"{k} {v:.3f}" for k, v in found.items()))
+        return found
+
     def empty(self, chat: int) -> float:
         """Return the chat requests per second at which `chat` of them, all there from the start, are done."""
         plan = _planned("chat", 1e6, self._seed, total=chat)
@@ -138,16 +164,40 @@ class Client:
         return (tokens_done(self._url) - before) / (time.monotonic() - began_at)
 
     def _target(self, slo: Slo | None) -> EndpointTarget:
-        """Return the endpoint; stock `priority` wants a number, the plug-in a class and targets, `fcfs` neither."""
+        """Return the endpoint; stock `priority` wants a number, the plug-in class and targets, `fcfs` neither."""
         classes = {}
         if self._setting.policy == "priority":
-            classes = {name: ClassTargets(band=band) for name, band in BANDS.items()}
+            ends = {} if slo is None else {name: one.e2e_s for name, one in tiers_of(slo).items()}
+            chat = None if slo is None or slo.ttft_s is None else 1e3 * slo.ttft_s
+            classes = {
+                name: ClassTargets(band=band, ttft_ms=chat if name == "chat" else None, e2e_s=ends.get(name))
+                for name, band in BANDS.items()
+            }
         elif self._setting.strategy is not None:
             own = ClassTargets()
             if slo is not None and slo.ttft_s is not None and slo.tpot_s is not None:
                 own = ClassTargets(ttft_ms=1e3 * slo.ttft_s, tpot_ms=1e3 * slo.tpot_s)
-            classes = {"chat": own, "batch": ClassTargets()}
+            classes = {name: ClassTargets() for name in BANDS} | {"chat": own}
         return EndpointTarget(url=self._url, api="completions", model="model", engine="vllm", classes=classes)
+
+
+def tiers_of(slo: Slo) -> dict[str, Slo]:
+    """Return the targets of the three tiers, those of the first being `slo`."""
+    assert slo.ttft_s is not None, "the chat of this benchmark has both"
+    whole = {name: Slo(percentile=slo.percentile, e2e_s=Seconds(times * slo.ttft_s)) for name, times in TIERS.items()}
+    return {"chat": slo, **whole}
+
+
+def classes_of(slo: Slo) -> dict[str, object]:
+    """Return the classes as somebody would configure the plug-in who knows these targets."""
+    assert slo.ttft_s is not None, "as above"
+    assert slo.tpot_s is not None, "as above"
+    ends = {name: {"e2e_s": one.e2e_s} for name, one in tiers_of(slo).items() if one.e2e_s is not None}
+    return {"chat": {"ttft_ms": 1e3 * slo.ttft_s, "tpot_ms": 1e3 * slo.tpot_s, "wait_max_s": "none"}, **ends}
+
+
+def _share(good: Sequence[bool]) -> float:
+    return sum(good) / max(1, len(good))
 
 
 def judged(load: Load, chat: list[RequestRecord], tokens_per_s: float, failed: int) -> Seen:
@@ -187,7 +237,9 @@ def held(seen: list[Seen]) -> float:
 def _planned(
     name: str, rate: float, seed: int, *, seconds: float | None = None, total: int | None = None
 ) -> list[PlannedRequest]:
-    (prompt, output), longest = (CHAT_LENGTHS, CHAT_OUTPUT_MAX) if name == "chat" else (BATCH_LENGTHS, BATCH_OUTPUT_MAX)
+    (prompt, output), longest = (
+        (BATCH_LENGTHS, BATCH_OUTPUT_MAX) if name == "batch" else (CHAT_LENGTHS, CHAT_OUTPUT_MAX)
+    )
     traffic = Traffic(class_name=name, prompt=prompt, output=output)
     plan = plan_traffic([traffic], Steady(rate), partial(stream, seed), duration_s=seconds, count=total)
     return [msgspec.structs.replace(one, output_tokens=min(one.output_tokens, longest)) for one in plan]

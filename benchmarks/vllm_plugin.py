@@ -1,23 +1,26 @@
 """What the policy is worth inside vLLM: stock vLLM against the plug-in, with the same server flags but the scheduler.
 
-    python benchmarks/vllm_plugin.py --vllm DIR/venv/bin/vllm --model DIR/smollm2            about 35 minutes
-    python benchmarks/vllm_plugin.py --vllm DIR/venv/bin/vllm --model DIR/smollm2 --quick    two servers, three minutes
+    python benchmarks/vllm_plugin.py --vllm DIR/venv/bin/vllm --model DIR/smollm2            about 50 minutes
+    python benchmarks/vllm_plugin.py --vllm DIR/venv/bin/vllm --model DIR/smollm2 --quick    four servers, six minutes
 
 DIR is a folder with a vLLM that has setpoint installed beside it, and a small model. Each setting gets a server of its
-own, one after the other: stock first come first served and stock `priority`, both with swept
-`--max-num-batched-tokens`, and the plug-in, untuned, with `qoserve` and with `slack`. Each climbs the same ladders of
-chat rates, with the same draws, until too few requests meet their targets: chat beside a backlog that is never empty,
-chat alone, and chat alone under targets half as long; then one load with loose targets, beside the backlog. Rates are
-shares of the *bound*, at which a stock server empties a backlog of chat; targets scale with the machine (see
-`vllm_loads`). Its capacity is the rate at which attainment, made monotone, crosses 95%.
+own, one after the other: stock first come first served and stock `priority` (class and deadline in the number), both
+with swept `--max-num-batched-tokens`, and the plug-in, untuned, with `qoserve` and with `slack`. Each climbs the same
+ladders of chat rates, with the same draws, until too few requests meet their targets: chat beside a backlog that is
+never empty, chat alone, and chat alone under targets half as long; then one load with loose targets beside the backlog,
+and the three tiers of QoServe. Where there is one class, stock `priority` does what first come first served does, which
+is therefore not asked again. Rates are shares of the *bound*, at which a stock server empties a backlog of chat;
+targets scale with the machine (see `vllm_loads`). A setting's capacity is the rate at which attainment, made monotone,
+crosses 95%.
 
 Ratios (all of `slack`): `over_best_stock`: its chat rate beside the backlog, over the best of all stock settings;
 `over_qoserve`: the same over the plug-in with `qoserve`; `of_stock_without_batch`: its chat rate beside the backlog,
 over stock's best of chat alone; `alone_over_stock`: chat alone under the tight targets; `loose_attainment`: its
 attainment under loose targets less the best of stock; `throughput_of_stock`: tokens a second of all work under loose
-targets, over stock's best; `same_answers`: share of greedy answers, given beside the backlog, that equal those of a
-stock server (of two stock servers: `same_answers_stock`). Where a setting fails at the lowest rung, that rung stands
-for its capacity. `planning_of_step`: time spent planning over the time of the steps.
+targets, over stock's best; `tiers_over_stock`: attainment of all three tiers, over the best of stock; `same_answers`:
+share of greedy answers that equal those of a stock server, both with float32 weights and asked beside other work
+(`same_answers_stock`: the same of two stock servers). Where a setting fails at the lowest rung, that rung stands for
+its capacity. `planning_of_step`: time spent planning over the time of the steps.
 """
 
 import argparse
@@ -29,7 +32,7 @@ from typing import NamedTuple
 import httpx
 from contest import GIVEN_UP, batch_at, capacity_of, scaled_slo, targets
 from reporting import arguments, report, say
-from vllm_loads import Client, Load, Seen, held, loosened, tightened
+from vllm_loads import SEQUENCES, TPOT_TIMES, Client, Load, Seen, classes_of, held, loosened, tightened
 from vllm_server import Setting, numbers, plugin, server, stock
 
 from setpoint.loadgen.probe import identify, learn_words
@@ -44,13 +47,13 @@ __all__ = ["Setting", "server"]
 BUDGETS = {"priority": (256, 64, 1024), "fcfs": (256, 1024)}
 """Token budgets by policy; the bound is that of the first, which is therefore none that would hold prompts back."""
 QUICK_BUDGETS = {"priority": (256,)}
-SEQUENCES = 32
-BESIDE = (0.15, 0.3, 0.5, 0.7)
-ALONE = (0.45, 0.65, 0.85)
-TIGHTLY = (0.3, 0.5, 0.7)
+BESIDE = (0.15, 0.3, 0.45, 0.6)
+ALONE = (0.45, 0.6, 0.75)
+TIGHTLY = (0.2, 0.4, 0.6)
 LOOSE_AT = 0.3
-RUNG_S, QUICK_RUNG_S = 20.0, 8.0
-WARM_UP_S = 8.0
+TIERS_AT = 0.8
+RUNG_S, QUICK_RUNG_S = 40.0, 12.0
+WARM_UP_S = 20.0
 QUESTIONS = tuple(
     f"{verb} {thing}" for verb in ("Tell me about", "Why do people like") for thing in ("rain", "tea", "maps", "dogs")
 )
@@ -58,13 +61,13 @@ ANSWER_TOKENS = 24
 
 
 class Outcome(NamedTuple):
-    """What one setting did: its ladders, the loose load, its greedy answers, its planning time."""
+    """What one setting did: its ladders, the loose load, the tiers (by name, and `all`), its planning time."""
 
     beside: list[Seen]
     alone: list[Seen]
     tight: list[Seen]
     loose: Seen
-    answers: list[str]
+    tiers: dict[str, float]
     planning: float | None
 
 
@@ -76,13 +79,20 @@ class Yardstick(NamedTuple):
     lexicon: Lexicon
 
 
-def settings(*, is_quick: bool) -> list[Setting]:
-    """Return what is compared."""
+def stocks(*, is_quick: bool) -> list[Setting]:
+    """Return the stock settings that are compared; the first is the one that gives the yardstick."""
     budgets = QUICK_BUDGETS if is_quick else BUDGETS
-    stocks = [stock(policy, budget) for policy, swept in budgets.items() for budget in swept]
-    plugins = [plugin(strategy) for strategy in (("slack",) if is_quick else ("qoserve", "slack"))]
-    every = ("--max-num-seqs", str(SEQUENCES), "--dtype", "float32")
-    return [setting._replace(flags=(*every, *setting.flags)) for setting in (*stocks, *plugins)]
+    return [sized(stock(policy, budget)) for policy, swept in budgets.items() for budget in swept]
+
+
+def plugins(slo: Slo) -> list[Setting]:
+    """Return the settings of the plug-in that are compared."""
+    return [sized(plugin(strategy, classes_of(slo))) for strategy in ("qoserve", "slack")]
+
+
+def sized(setting: Setting, *more: str) -> Setting:
+    """Return a setting with the flags that all share."""
+    return setting._replace(flags=("--max-num-seqs", str(SEQUENCES), *more, *setting.flags))
 
 
 def yardstick(url: str, args: argparse.Namespace) -> Yardstick:
@@ -100,7 +110,7 @@ def yardstick(url: str, args: argparse.Namespace) -> Yardstick:
         is_over=lambda: time.monotonic() > over_at,
         on_load=lambda load: say(f"profiling: {load.words()}"),
     )
-    slo = scaled_slo(found.model)
+    slo = scaled_slo(found.model, tpot_times=TPOT_TIMES)
     bound = client.empty(48 if args.quick else 160)
     say(f"bound {bound:.2f} chat/s; targets {targets(slo)}")
     return Yardstick(slo, bound, lexicon)
@@ -111,18 +121,19 @@ def outcome(url: str, setting: Setting, by: Yardstick, args: argparse.Namespace)
     say(setting.name)
     client = Client(url, setting, by.lexicon, args.seed)
     seconds = QUICK_RUNG_S if args.quick else RUNG_S
-    client.run(Load(0.2 * by.bound, 4.0 if args.quick else WARM_UP_S, by.slo))
+    client.run(Load(0.2 * by.bound, QUICK_RUNG_S if args.quick else WARM_UP_S, by.slo))
     beside = climb(client, by, BESIDE[1:3] if args.quick else BESIDE, seconds, has_backlog=True)
-    alone = climb(client, by, ALONE[1:2] if args.quick else ALONE, seconds)
-    tight = climb(client, by._replace(slo=tightened(by.slo)), TIGHTLY[1:2] if args.quick else TIGHTLY, seconds)
-    with ThreadPoolExecutor(1) as pool:
-        asked = pool.submit(answers, url, setting)
-        loose = client.run(Load(LOOSE_AT * by.bound, seconds, loosened(by.slo)))
-        told = asked.result()
+    alone: list[Seen] = []
+    tight: list[Seen] = []
+    if setting.policy == "priority" or setting.strategy is not None:
+        alone = climb(client, by, ALONE[1:2] if args.quick else ALONE, seconds)
+        tight = climb(client, by._replace(slo=tightened(by.slo)), TIGHTLY[1:2] if args.quick else TIGHTLY, seconds)
+    loose = client.run(Load(LOOSE_AT * by.bound, seconds, loosened(by.slo)))
+    tiers = client.tiers(TIERS_AT * by.bound, seconds, by.slo)
     found = numbers(url)
     steps_s = found.get("setpoint_measured_seconds_total")
     planning = None if not steps_s else found.get("setpoint_planning_seconds_total", 0.0) / steps_s
-    return Outcome(beside, alone, tight, loose, told, planning)
+    return Outcome(beside, alone, tight, loose, tiers, planning)
 
 
 def climb(
@@ -137,18 +148,24 @@ def climb(
     return seen
 
 
-def answers(url: str, setting: Setting) -> list[str]:
-    """Return greedy answers to the same questions, asked all at once."""
+def answers(setting: Setting, by: Yardstick, args: argparse.Namespace) -> list[str]:
+    """Return the greedy answers of a server of its own to the same questions, asked all at once beside other work.
+
+    The weights are float32: with fewer bits the sums depend on who else is in the step, whatever the scheduler.
+    """
     asked: dict[str, object] = {"model": "model", "max_tokens": ANSWER_TOKENS, "temperature": 0.0}
-    if setting.strategy is not None:
-        asked["vllm_xargs"] = {"setpoint.class": "batch"}
+    with server(args, sized(setting, "--dtype", "float32")) as url, ThreadPoolExecutor(1 + len(QUESTIONS)) as pool:
 
-    def answer(question: str) -> str:
-        body = asked | {"prompt": question}
-        return str(httpx.post(f"{url}/v1/completions", json=body, timeout=300.0).json()["choices"][0]["text"])
+        def answer(question: str) -> str:
+            body = asked | {"prompt": question}
+            return str(httpx.post(f"{url}/v1/completions", json=body, timeout=300.0).json()["choices"][0]["text"])
 
-    with ThreadPoolExecutor(len(QUESTIONS)) as pool:
-        return list(pool.map(answer, QUESTIONS))
+        client = Client(url, setting, by.lexicon, args.seed)
+        beside = pool.submit(client.run, Load(0.1 * by.bound, 15.0, loosened(by.slo)))
+        time.sleep(3.0)
+        found = list(pool.map(answer, QUESTIONS))
+        beside.result()
+    return found
 
 
 def row(name: str, came: Outcome, by: Yardstick) -> dict[str, object]:
@@ -165,31 +182,32 @@ def row(name: str, came: Outcome, by: Yardstick) -> dict[str, object]:
         "TPOT P95/P99 ms": f"{1e3 * worst.rung.tpot_p95_s:.0f}/{1e3 * worst.tpot_p99_s:.0f}",
         "goodput/s": max(one.goodput for one in came.beside),
         **{f"{r.rate:.2f}/s": f"{r.attainment:.3f} of {r.requests}" for r in rungs},
-        "chat/s alone": capacity_of([one.rung for one in came.alone]),
+        "chat/s alone": capacity_of([one.rung for one in came.alone]) if came.alone else None,
         **{f"alone {one.rung.rate:.2f}/s": f"{one.rung.attainment:.3f}" for one in came.alone},
-        "chat/s alone, tight": capacity_of([one.rung for one in came.tight]),
+        "chat/s alone, tight": capacity_of([one.rung for one in came.tight]) if came.tight else None,
         **{f"tight {one.rung.rate:.2f}/s": f"{one.rung.attainment:.3f}" for one in came.tight},
         "loose": came.loose.rung.attainment,
         "tokens/s, loose": came.loose.tokens_per_s,
+        **{f"{name}, tiers" if name == "chat" else name: share for name, share in came.tiers.items()},
         "failed": sum(one.failed for one in (*came.beside, *came.alone, *came.tight, came.loose)),
     }
 
 
-def ratios(found: dict[str, Outcome], by: Yardstick) -> dict[str, float | None]:
-    """Return the ratios that the module describes."""
-    stocks = {name: came for name, came in found.items() if name.startswith("stock")}
+def ratios(found: dict[str, Outcome], by: Yardstick, said: dict[str, list[str]]) -> dict[str, float | None]:
+    """Return the ratios that the module describes; `said`: the greedy answers."""
+    plain = [came for name, came in found.items() if name.startswith("stock")]
     slack, qoserve = found["plug-in slack"], found.get("plug-in qoserve")
     beside = held(slack.beside)
-    first, *others = [came.answers for came in stocks.values()]
     return {
-        "over_best_stock": beside / max(held(came.beside) for came in stocks.values()),
+        "over_best_stock": beside / max(held(came.beside) for came in plain),
         "over_qoserve": None if qoserve is None else beside / held(qoserve.beside),
-        "of_stock_without_batch": beside / max(held(came.alone) for came in stocks.values()),
-        "alone_over_stock": held(slack.tight) / max(held(came.tight) for came in stocks.values()),
-        "loose_attainment": slack.loose.rung.attainment - max(c.loose.rung.attainment for c in stocks.values()),
-        "throughput_of_stock": slack.loose.tokens_per_s / max(c.loose.tokens_per_s for c in stocks.values()),
-        "same_answers": same(first, slack.answers),
-        "same_answers_stock": same(first, others[0]) if others else None,
+        "of_stock_without_batch": beside / max(held(came.alone) for came in plain if came.alone),
+        "alone_over_stock": held(slack.tight) / max(held(came.tight) for came in plain if came.tight),
+        "loose_attainment": slack.loose.rung.attainment - max(came.loose.rung.attainment for came in plain),
+        "throughput_of_stock": slack.loose.tokens_per_s / max(came.loose.tokens_per_s for came in plain),
+        "tiers_over_stock": slack.tiers["all"] / max(came.tiers["all"] for came in plain),
+        "same_answers": same(said["stock"], said["plug-in"]),
+        "same_answers_stock": same(said["stock"], said["stock again"]),
         "planning_of_step": slack.planning,
         "bound_rps": by.bound,
     }
@@ -202,7 +220,7 @@ def same(these: list[str], those: list[str]) -> float:
 
 def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--vllm", default="vllm", help="the vllm command (default: vllm)")
-    parser.add_argument("--only", help="settings whose names hold this, beside the first (for trials)")
+    parser.add_argument("--only", help="settings whose names hold this, beside the first: 'slack', say (for trials)")
 
 
 def main() -> None:
@@ -211,15 +229,18 @@ def main() -> None:
     if args.model is None:
         sys.exit("--model: name the folder of a model that vLLM can read")
     found: dict[str, Outcome] = {}
-    by: Yardstick | None = None
-    for setting in settings(is_quick=args.quick):
-        if by is not None and args.only and args.only not in setting.name:
-            continue
-        with server(args, setting) as url:
-            by = by or yardstick(url, args)
-            found[setting.name] = outcome(url, setting, by, args)
-    assert by is not None, "there is a first setting"
-    report("vllm_plugin", ratios(found, by), [row(name, came, by) for name, came in found.items()], args)
+    first, *others = stocks(is_quick=args.quick)
+    with server(args, first) as url:
+        by = yardstick(url, args)
+        found[first.name] = outcome(url, first, by, args)
+    for setting in (*others, *plugins(by.slo)):
+        if args.only is None or args.only in setting.name:
+            with server(args, setting) as url:
+                found[setting.name] = outcome(url, setting, by, args)
+    plain = stock("fcfs", 256)
+    asked = {"stock": plain, "stock again": plain, "plug-in": plugin("slack", classes_of(by.slo))}
+    said = {name: answers(setting, by, args) for name, setting in asked.items()}
+    report("vllm_plugin", ratios(found, by, said), [row(name, came, by) for name, came in found.items()], args)
 
 
 if __name__ == "__main__":

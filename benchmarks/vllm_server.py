@@ -1,4 +1,9 @@
-"""A vLLM of its own for each setting that is compared, and what its `/metrics` say."""
+"""A vLLM of its own for each setting that is compared, and what its `/metrics` say.
+
+vLLM's threads spin where they wait for each other. On every core of a small machine that leaves none to the front end
+and the client, and steps of 50 ms then take 200 time and again: so half of the cores compute, in the process that
+schedules.
+"""
 
 import argparse
 import json
@@ -7,10 +12,12 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import NamedTuple
 
 READY_S = 300.0
@@ -32,9 +39,9 @@ def stock(policy: str, budget: int) -> Setting:
     return Setting(f"stock {policy} {budget}", flags, policy)
 
 
-def plugin(strategy: str, **options: object) -> Setting:
-    """Return the plug-in with a strategy; the clients name class and targets themselves."""
-    table = {"strategy": strategy, "default_class": "chat", **options}
+def plugin(strategy: str, classes: Mapping[str, object]) -> Setting:
+    """Return the plug-in with a strategy and the classes that its user would configure, as in a `setpoint.toml`."""
+    table = {"strategy": strategy, "default_class": "chat", "classes": classes}
     flags = ("--scheduler-cls", SCHEDULER, "--additional-config", json.dumps({"setpoint": table}))
     return Setting(f"plug-in {strategy}", flags, "fcfs", strategy)
 
@@ -48,17 +55,20 @@ def server(args: argparse.Namespace, setting: Setting) -> Iterator[str]:
     command = [
         *(args.vllm, "serve", args.model, "--served-model-name", "model", "--enforce-eager"),
         *("--max-model-len", "2048", "--max-num-seqs", "16", "--host", "127.0.0.1", "--port", str(port)),
+        *("--distributed-executor-backend", "uni"),
         *setting.flags,
     ]
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
     environment.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     environment.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-    with subprocess.Popen(
-        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-    ) as process:
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // 2)))
+    with (
+        tempfile.NamedTemporaryFile(prefix="setpoint-vllm-", suffix=".log") as log,
+        subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True) as process,
+    ):
         try:
             url = f"http://127.0.0.1:{port}"
-            await_ready(process, f"{url}/health")
+            await_ready(process, f"{url}/health", Path(log.name))
             yield url
         finally:
             os.killpg(process.pid, signal.SIGTERM)
@@ -68,18 +78,22 @@ def server(args: argparse.Namespace, setting: Setting) -> Iterator[str]:
                 os.killpg(process.pid, signal.SIGKILL)
 
 
-def await_ready(process: "subprocess.Popen[bytes]", url: str) -> None:
-    """Wait until the server answers; exits when it died or takes too long."""
+def await_ready(process: "subprocess.Popen[bytes]", url: str, log: Path) -> None:
+    """Wait until the server answers; exits with the end of its `log` when it died or takes too long."""
     deadline = time.monotonic() + READY_S
     while time.monotonic() < deadline:
         if process.poll() is not None:
-            sys.exit("vLLM ended while it started: run the same command by hand to see why")
+            sys.exit(f"{_end_of(log)}\nvLLM ended while it started: see above")
         try:
             with urllib.request.urlopen(url, timeout=2.0):  # noqa: S310 - our own server on this machine
                 return
         except OSError:
             time.sleep(1.0)
-    sys.exit(f"vLLM was not ready after {READY_S:g} s")
+    sys.exit(f"{_end_of(log)}\nvLLM was not ready after {READY_S:g} s: see above")
+
+
+def _end_of(log: Path) -> str:
+    return "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-20:])
 
 
 def numbers(url: str) -> dict[str, float]:

@@ -274,6 +274,7 @@ def test_a_priority_holds_the_deadline_where_the_engine_takes_any_integer() -> N
     classes = {
         "chat": ClassTargets(band=0, ttft_ms=200.0),
         "slow": ClassTargets(band=0, ttft_ms=900.0),
+        "letter": ClassTargets(band=0, e2e_s=30.0),
         "batch": ClassTargets(band=1),
     }
 
@@ -282,7 +283,7 @@ def test_a_priority_holds_the_deadline_where_the_engine_takes_any_integer() -> N
         target = EndpointTarget(url="http://x", engine=engine, classes=classes)
         return json.loads(request_body(target, one, "hi", [], due_epoch_s=due_epoch_s))["priority"]
 
-    asked = [("chat", 1.7e9), ("slow", 1.7e9), ("chat", 1.7e9 + 1.0), ("batch", 1.6e9)]
+    asked = [("chat", 1.7e9), ("slow", 1.7e9), ("chat", 1.7e9 + 1.0), ("letter", 1.7e9), ("batch", 1.6e9)]
     vllm = [priority("vllm", *one) for one in asked]
     assert vllm == sorted(vllm)
     assert vllm[-1] < 2**63

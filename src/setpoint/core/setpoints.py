@@ -9,6 +9,8 @@ chance beside a class that is always about. `pace` learns nothing from a request
 miss was a decision.
 """
 
+from math import inf
+
 from setpoint.core.controller import Margin
 from setpoint.core.ledger import Sequence
 
@@ -16,17 +18,32 @@ _LEAST_ALLOWED = 0.002
 
 
 class ClassSetpoints:
-    """The two margins of one class, its tightest TTFT target and when it was last seen."""
+    """The two margins of one class, its tightest TTFT target of late and when it was last seen."""
 
-    __slots__ = ("boldness", "pace", "seen_at", "ttft_s")
+    __slots__ = ("_before_s", "_lately_s", "_turned_at", "boldness", "pace", "seen_at")
 
     def __init__(self, sequence: Sequence, *, pace: float, boldness: float) -> None:
         """Start from the shares `pace` and `boldness`."""
         allowed = max(_LEAST_ALLOWED, 1.0 - sequence.slo.percentile)
         self.pace = Margin(pace, low=0.4, high=1.0, allowed=allowed / 2)
-        self.boldness = Margin(boldness, low=0.01, high=1.0, allowed=allowed, gain=0.4)
-        self.ttft_s: float | None = None
+        self.boldness = Margin(boldness, low=0.01, high=1.0, allowed=allowed, gain=0.4, first_gain=5.0)
         self.seen_at: float = sequence.arrived_at
+        self._turned_at = self.seen_at
+        self._before_s = self._lately_s = inf
+
+    @property
+    def ttft_s(self) -> float | None:
+        """The tightest TTFT target that was seen for one memory at least, and for two at most."""
+        least = min(self._before_s, self._lately_s)
+        return None if least == inf else least
+
+    def see(self, ttft_s: float | None, now: float, memory_s: float) -> None:
+        """Note an arrival with this target."""
+        self.seen_at = now
+        if now - self._turned_at >= memory_s:
+            self._turned_at, self._before_s, self._lately_s = now, self._lately_s, inf
+        if ttft_s is not None:
+            self._lately_s = min(self._lately_s, ttft_s)
 
 
 class Setpoints:
@@ -49,10 +66,7 @@ class Setpoints:
         held = self._classes.get(name)
         if held is None:
             held = self._classes[name] = ClassSetpoints(sequence, pace=pace, boldness=self._boldness)
-        held.seen_at = now
-        target = sequence.slo.ttft_target(sequence.request.prompt_tokens)
-        if target is not None and (held.ttft_s is None or target < held.ttft_s):
-            held.ttft_s = target
+        held.see(sequence.slo.ttft_target(sequence.request.prompt_tokens), now, self._memory_s)
 
     def saw_finish(self, sequence: Sequence, now: float, *, is_harvesting: bool) -> None:
         """Move the margins of the class by how the request fared; `is_harvesting`: there was batch work meanwhile."""

@@ -129,11 +129,11 @@ def _xargs(class_name: str, known: ClassTargets) -> dict[str, str | float]:
 
 
 def _number(target: EndpointTarget, known: ClassTargets, due_epoch_s: float) -> int:
-    """Return the band; where classes have a TTFT target and the engine takes any integer, with the deadline in it."""
+    """Return the band; where classes have deadlines and the engine takes any integer, with the deadline in it."""
     assert known.band is not None, "only classes with a band have a priority"
-    if target.engine not in {"vllm", "sglang"} or all(one.ttft_ms is None for one in target.classes.values()):
+    if target.engine not in {"vllm", "sglang"} or all(one.due_s is None for one in target.classes.values()):
         return known.band
-    return encode_priority(known.band, None if known.ttft_ms is None else due_epoch_s + known.ttft_ms / 1e3)
+    return encode_priority(known.band, None if known.due_s is None else due_epoch_s + known.due_s)
 
 
 def translate_priority(target: EndpointTarget, band: int) -> int | float | None:

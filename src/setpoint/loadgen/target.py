@@ -35,11 +35,20 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ClassTargets(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What a request of one class tells the server: its band (0 is the most urgent) and its own targets."""
+    """What a request of one class tells the server: its band (0 is the most urgent) and its own targets.
+
+    `e2e_s`, of the whole answer, is told as part of a priority alone.
+    """
 
     band: int | None = None
     ttft_ms: float | None = None
     tpot_ms: float | None = None
+    e2e_s: float | None = None
+
+    @property
+    def due_s(self) -> float | None:
+        """How long a request may wait: for its first token or, where that has no target, for its last."""
+        return self.e2e_s if self.ttft_ms is None else self.ttft_ms / 1e3
 
 
 class EndpointTarget(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -1,10 +1,10 @@
 """Step time learned online: the fitted model goes on learning from every step, and forgets slowly.
 
 Each observation is added to the normal equations, which are first multiplied by the forgetting factor; the profile's
-own equations stay in at a small constant weight, so that what the present load never exercises (no prefill for an
-hour, say) is not forgotten; they are scaled by the drift of the machine as a whole. Every few steps the weights are
-moved by a few exact coordinate steps. The ratios of measured to predicted seconds of the last steps give the tail and
-the error that are reported.
+own equations stay in at a small constant weight (a still smaller one, where they were guessed), so that what the
+present load never exercises (no prefill for an hour, say) is not forgotten; they are scaled by the drift of the machine
+as a whole. Every few steps the weights are moved by a few exact coordinate steps. The ratios of measured to predicted
+seconds of the last steps give the tail and the error that are reported.
 """
 
 from bisect import bisect_left, insort
@@ -18,6 +18,7 @@ _WINDOW = 256
 _REFIT_EVERY = 8
 _SWEEPS = 4
 _ANCHOR_ROWS = 64.0
+_GUESSED = 0.05
 _OUTLIER = 8.0
 
 
@@ -70,7 +71,7 @@ class LearnedStepTime(FixedStepTime):
     def __init__(self, model: StepTimeModel, *, forgetting: float = 0.998) -> None:
         """Start from `model`, fitted or assumed."""
         super().__init__(model)
-        anchor = _ANCHOR_ROWS / max(model.samples, _ANCHOR_ROWS)
+        anchor = _ANCHOR_ROWS / max(model.samples, _ANCHOR_ROWS) if model.samples else _GUESSED
         self._drift = 1.0
         self._anchor_gram = [[anchor * x for x in line] for line in model.gram]
         self._anchor_moment = [anchor * x for x in model.moment]
