@@ -47,12 +47,12 @@ __all__ = ["Setting", "server"]
 BUDGETS = {"priority": (256, 64, 1024), "fcfs": (256, 1024)}
 """Token budgets by policy; the bound is that of the first, which is therefore none that would hold prompts back."""
 QUICK_BUDGETS = {"priority": (256,)}
-BESIDE = (0.15, 0.3, 0.45, 0.6)
-ALONE = (0.45, 0.6, 0.75)
-TIGHTLY = (0.2, 0.4, 0.6)
+BESIDE = (0.2, 0.4, 0.6, 0.75)
+ALONE = (0.5, 0.7)
+TIGHTLY = (0.3, 0.5)
 LOOSE_AT = 0.3
 TIERS_AT = 0.8
-RUNG_S, QUICK_RUNG_S = 40.0, 12.0
+RUNG_S, QUICK_RUNG_S = 30.0, 12.0
 WARM_UP_S = 20.0
 QUESTIONS = tuple(
     f"{verb} {thing}" for verb in ("Tell me about", "Why do people like") for thing in ("rain", "tea", "maps", "dogs")
@@ -122,12 +122,12 @@ def outcome(url: str, setting: Setting, by: Yardstick, args: argparse.Namespace)
     client = Client(url, setting, by.lexicon, args.seed)
     seconds = QUICK_RUNG_S if args.quick else RUNG_S
     client.run(Load(0.2 * by.bound, QUICK_RUNG_S if args.quick else WARM_UP_S, by.slo))
-    beside = climb(client, by, BESIDE[1:3] if args.quick else BESIDE, seconds, has_backlog=True)
+    beside = climb(client, by, BESIDE[:2] if args.quick else BESIDE, seconds, has_backlog=True)
     alone: list[Seen] = []
     tight: list[Seen] = []
     if setting.policy == "priority" or setting.strategy is not None:
-        alone = climb(client, by, ALONE[1:2] if args.quick else ALONE, seconds)
-        tight = climb(client, by._replace(slo=tightened(by.slo)), TIGHTLY[1:2] if args.quick else TIGHTLY, seconds)
+        alone = climb(client, by, ALONE[:1] if args.quick else ALONE, seconds)
+        tight = climb(client, by._replace(slo=tightened(by.slo)), TIGHTLY[:1] if args.quick else TIGHTLY, seconds)
     loose = client.run(Load(LOOSE_AT * by.bound, seconds, loosened(by.slo)))
     tiers = client.tiers(TIERS_AT * by.bound, seconds, by.slo)
     found = numbers(url)
@@ -233,13 +233,14 @@ def main() -> None:
     with server(args, first) as url:
         by = yardstick(url, args)
         found[first.name] = outcome(url, first, by, args)
+    plain = stock("fcfs", 256)
+    asked = {"stock": plain, "stock again": plain, "plug-in": plugin("slack", classes_of(by.slo))}
+    said = {name: answers(setting, by, args) for name, setting in asked.items()}
+    say(f"same answers: {same(said['stock'], said['plug-in'])}, stock again {same(said['stock'], said['stock again'])}")
     for setting in (*others, *plugins(by.slo)):
         if args.only is None or args.only in setting.name:
             with server(args, setting) as url:
                 found[setting.name] = outcome(url, setting, by, args)
-    plain = stock("fcfs", 256)
-    asked = {"stock": plain, "stock again": plain, "plug-in": plugin("slack", classes_of(by.slo))}
-    said = {name: answers(setting, by, args) for name, setting in asked.items()}
     report("vllm_plugin", ratios(found, by, said), [row(name, came, by) for name, came in found.items()], args)
 
 

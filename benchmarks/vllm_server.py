@@ -1,8 +1,8 @@
 """A vLLM of its own for each setting that is compared, and what its `/metrics` say.
 
-vLLM's threads spin where they wait for each other. On every core of a small machine that leaves none to the front end
-and the client, and steps of 50 ms then take 200 time and again: so half of the cores compute, in the process that
-schedules.
+On a CPU vLLM's compute threads spin where they wait for each other, and so does its engine process. On every core of a
+small machine that leaves none to the front end and the client: steps of 50 ms then take 200 time and again. So half of
+the cores compute, as vLLM's own guide has it that some be kept free.
 """
 
 import argparse
@@ -55,7 +55,6 @@ def server(args: argparse.Namespace, setting: Setting) -> Iterator[str]:
     command = [
         *(args.vllm, "serve", args.model, "--served-model-name", "model", "--enforce-eager"),
         *("--max-model-len", "2048", "--max-num-seqs", "16", "--host", "127.0.0.1", "--port", str(port)),
-        *("--distributed-executor-backend", "uni"),
         *setting.flags,
     ]
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}

@@ -43,3 +43,14 @@ def test_a_miss_costs_as_much_as_it_is_rare() -> None:
     for _ in range(19):
         margin.update(is_missed=False)
     assert margin.value == pytest.approx(0.5)
+
+
+def test_until_the_first_miss_it_hurries() -> None:
+    def after(first_gain: float, *misses: bool) -> float:
+        margin = Margin(0.1, low=0.01, high=1.0, allowed=0.05, gain=0.4, first_gain=first_gain)
+        for is_missed in misses:
+            margin.update(is_missed=is_missed)
+        return margin.value
+
+    assert after(5.0, *[False] * 10) == pytest.approx(after(1.0, *[False] * 50))
+    assert after(5.0, True, *[False] * 10) == pytest.approx(after(1.0, True, *[False] * 10))

@@ -121,3 +121,19 @@ def test_batch_work_that_is_held_back_altogether_gets_another_chance(scheduler: 
         seen.append(strategy.setpoints.report()["chat"]["boldness"])
     assert [s.id for s in it.machine.ledger.waiting_from()] == [19]
     assert seen[0] < seen[1] < 0.02
+
+
+def test_what_hardly_lengthens_the_shortest_step_is_not_held_back(scheduler: MakeScheduler) -> None:
+    def decodes_beside(least_step: float) -> int:
+        it = scheduler("slack", least_step=least_step)
+        it.arrives("batch", prompt=4, output=50)
+        it.arrives("batch", prompt=4, output=50)
+        for _ in range(4):
+            it.step()
+        it.arrives("chat", prompt=4, output=50, ttft_s=1e-6, tpot_s=10.0)
+        for _ in range(4):
+            it.step()
+        return len(it.plan.decodes)
+
+    assert decodes_beside(0.0) == 1
+    assert decodes_beside(3.0) == 3

@@ -69,6 +69,17 @@ def test_it_does_not_forget_what_it_never_sees() -> None:
     assert off_by(step_time, PREFILLING) == pytest.approx(0.0, abs=0.15)
 
 
+def test_a_guess_gives_way_to_a_few_dozen_steps_even_where_these_are_small() -> None:
+    draw = random.Random(4)
+    step_time = LearnedStepTime(linear(key="guess", step_s=0.02, decode_s=0.004, prefill_s=0.002))
+    world = FixedStepTime(WORLD)
+    for _ in range(100):
+        decodes = draw.randint(1, 4)
+        shape = StepShape(decodes, 100 * decodes, 0, 0.0, 0)
+        step_time.observe(shape, Seconds(world.seconds(*shape) * draw.lognormvariate(0.0, 0.02)))
+    assert off_by(step_time, StepShape(16, 1600)) == pytest.approx(0.0, abs=0.3)
+
+
 def test_its_tail_covers_nearly_95_of_100_steps() -> None:
     draw = random.Random(3)
     step_time = learner(draw)

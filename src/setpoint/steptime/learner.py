@@ -1,17 +1,18 @@
 """Step time learned online: the fitted model goes on learning from every step, and forgets slowly.
 
-Each observation is added to the normal equations, which are first multiplied by the forgetting factor; the profile's
-own equations stay in at a small constant weight (a still smaller one, where they were guessed), so that what the
-present load never exercises (no prefill for an hour, say) is not forgotten; they are scaled by the drift of the machine
-as a whole. Every few steps the weights are moved by a few exact coordinate steps. The ratios of measured to predicted
+Observations are added to the normal equations, which are first multiplied by the forgetting factor; the profile's own
+equations stay in at a small constant weight (a still smaller one, where they were guessed), so that what the present
+load never exercises (no prefill for an hour, say) is not forgotten; they are scaled by the drift of the machine as a
+whole. Every few steps the weights are moved by a few exact coordinate steps. The ratios of measured to predicted
 seconds of the last steps give the tail and the error that are reported.
 """
 
 from bisect import bisect_left, insort
 from collections import deque
+from operator import mul
 
 from setpoint.model import StepShape
-from setpoint.steptime.model import FEATURES, StepTimeModel, accumulate, decode, features, solve
+from setpoint.steptime.model import FEATURES, StepTimeModel, decode, features, solve
 from setpoint.units import Seconds
 
 _WINDOW = 256
@@ -78,6 +79,9 @@ class LearnedStepTime(FixedStepTime):
         self._gram = [[0.0] * FEATURES for _ in range(FEATURES)]
         self._moment = [0.0] * FEATURES
         self._forgetting = forgetting
+        self._fading = [forgetting**age for age in reversed(range(_REFIT_EVERY))]
+        self._rows: list[list[float]] = []
+        """What was observed since the last refit: features over seconds, whose goal is 1."""
         self._ratios: deque[float] = deque(maxlen=_WINDOW)
         self._sorted: list[float] = []
         self._covered: deque[bool] = deque(maxlen=_WINDOW)
@@ -96,12 +100,9 @@ class LearnedStepTime(FixedStepTime):
         forgetting = self._forgetting
         profiled = max(self.model.predict(shape), 1e-9)
         self._drift += (1.0 - forgetting) * (seconds / profiled - self._drift)
-        for line in self._gram:
-            for j in range(FEATURES):
-                line[j] *= forgetting
-        self._moment = [forgetting * x for x in self._moment]
-        accumulate(self._gram, self._moment, [x / seconds for x in features(shape, self._knee)])
-        if self.observed % _REFIT_EVERY == 0:
+        self._rows.append([x / seconds for x in features(shape, self._knee)])
+        if len(self._rows) == _REFIT_EVERY:
+            self._absorb()
             self._refit()
 
     @property
@@ -127,6 +128,17 @@ class LearnedStepTime(FixedStepTime):
         enough = 32
         if len(self._sorted) >= enough:
             self.tail_ratio = max(1.0, self._sorted[int(0.95 * (len(self._sorted) - 1))])
+
+    def _absorb(self) -> None:
+        """Add the observed rows to the normal equations, each as faded as it is old: a column at a time, for speed."""
+        keep = self._forgetting ** len(self._rows)
+        columns = list(zip(*self._rows, strict=True))
+        self._rows = []
+        for i, line in enumerate(self._gram):
+            faded = list(map(mul, self._fading, columns[i]))
+            self._moment[i] = keep * self._moment[i] + sum(faded)
+            for j in range(i, FEATURES):
+                line[j] = self._gram[j][i] = keep * line[j] + sum(map(mul, faded, columns[j]))
 
     def _refit(self) -> None:
         # the rows of the profile are features / seconds: a machine that is slower throughout has smaller ones
