@@ -65,19 +65,22 @@ def llama_server(args: argparse.Namespace) -> Trial:
     """Return llama-server with a small model under targets that leave it a choice."""
     model = str(quantized_model(resolve_model(args.model), args.quantize))
     load = ("--prompt", "48", "--output", "24", "--ttft-ms", "1000", "--tpot-ms", "100", "--users", "32")
-    space = ("--only", "slots,ubatch", "--knob", "slots=2,8,16", "--knob", "ubatch=64,256")
+    space = ("--only", "slots,ubatch", "--knob", "slots=2,8,16", "--knob", "ubatch=64")
     return Trial("llama-server", (model, "--engine", "llama-server", *load, "--context", "512"), space)
 
 
 def vllm(args: argparse.Namespace) -> Trial:
-    """Return vLLM with chat beside batch work, without the plug-in among the knobs and with it."""
+    """Return vLLM with chat beside batch work, without the plug-in among the knobs and with it.
+
+    Prompts are long enough beside the TPOT target that the size of a step matters.
+    """
     if args.model is None:
         sys.exit("error: --model: name the folder of a model that vLLM can read")
     flags = "--enforce-eager --max-model-len 1024"
-    load = ("--mix", "chat=0.7,batch=0.3", "--prompt", "48", "--output", "24", "--ttft-ms", "2000", "--tpot-ms", "250")
+    load = ("--mix", "chat=0.7,batch=0.3", "--prompt", "200", "--output", "40", "--ttft-ms", "1500", "--tpot-ms", "120")
     base = (args.model, "--engine", "vllm", "--command", args.command, "--engine-args", flags, *load)
-    own = ("--only", "batched_tokens,sequences", "--knob", "batched_tokens=128,512", "--knob", "sequences=8,32")
-    both = ("--only", "batched_tokens,scheduler", "--knob", "batched_tokens=128,512")
+    own = ("--only", "batched_tokens,sequences", "--knob", "batched_tokens=64,256", "--knob", "sequences=8")
+    both = ("--only", "batched_tokens,scheduler", "--knob", "batched_tokens=64,256")
     return Trial("vllm", (*base, "--users", "16", "--context", "1024"), own, both)
 
 

@@ -1,17 +1,20 @@
 """What the policy is worth inside vLLM: stock vLLM against the plug-in, with the same server flags but the scheduler.
 
-    python benchmarks/vllm_plugin.py --vllm DIR/venv/bin/vllm --model DIR/smollm2            about 50 minutes
-    python benchmarks/vllm_plugin.py --vllm DIR/venv/bin/vllm --model DIR/smollm2 --quick    four servers, six minutes
+    python benchmarks/vllm_plugin.py --vllm DIR/venv/bin/vllm --model DIR/smollm2            about 35 minutes
+    python benchmarks/vllm_plugin.py --vllm DIR/venv/bin/vllm --model DIR/smollm2 --quick    about ten minutes
 
-DIR is a folder with a vLLM that has setpoint installed beside it, and a small model. Each setting gets a server of its
-own, one after the other: stock first come first served and stock `priority` (class and deadline in the number), both
-with swept `--max-num-batched-tokens`, and the plug-in, untuned, with `qoserve` and with `slack`. Each climbs the same
-ladders of chat rates, with the same draws, until too few requests meet their targets: chat beside a backlog that is
-never empty, chat alone, and chat alone under targets half as long; then one load with loose targets beside the backlog,
-and the three tiers of QoServe. Where there is one class, stock `priority` does what first come first served does, which
-is therefore not asked again. Rates are shares of the *bound*, at which a stock server empties a backlog of chat;
-targets scale with the machine (see `vllm_loads`). A setting's capacity is the rate at which attainment, made monotone,
-crosses 95%.
+DIR is a folder with a vLLM that has setpoint installed beside it, and a small model. Each setting has a server of its
+own: stock first come first served and stock `priority` (class and deadline in the number), with swept
+`--max-num-batched-tokens`, and the plug-in, untuned, with `qoserve` and with `slack`. All of them run at once (2.5 GB
+each), and are asked in turns, one at a time: a shared machine may be twice as fast in one minute as in another, so that
+whoever stood a rung apart would be measured on another machine. Before each run a request that has the server to itself
+tells how fast the machine is; targets and rates of the run are scaled by that, and what is printed is scaled back.
+
+Each setting climbs the same ladders of chat rates, with the same draws, until too few requests are in time: chat
+beside a backlog that is never empty, chat alone, and chat alone under tighter targets; then one load with loose targets
+beside the backlog, and the three tiers of QoServe. Where there is one class, stock `priority` does what first come
+first served does, which is asked beside the backlog only. Rates are shares of the *bound*, at which a stock server
+empties a backlog of chat. A setting's capacity is the rate at which attainment, made monotone, crosses 95%.
 
 Ratios (all of `slack`): `over_best_stock`: its chat rate beside the backlog, over the best of all stock settings;
 `over_qoserve`: the same over the plug-in with `qoserve`; `of_stock_without_batch`: its chat rate beside the backlog,
@@ -20,16 +23,19 @@ attainment under loose targets less the best of stock; `throughput_of_stock`: to
 targets, over stock's best; `tiers_over_stock`: attainment of all three tiers, over the best of stock; `same_answers`:
 share of greedy answers that equal those of a stock server, both with float32 weights and asked beside other work
 (`same_answers_stock`: the same of two stock servers). Where a setting fails at the lowest rung, that rung stands for
-its capacity. `planning_of_step`: time spent planning over the time of the steps.
+its capacity. `planning_of_step`: time spent planning over the time of the steps. `slowest_over_fastest`: how much the
+machine swung.
 """
 
 import argparse
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 
 import httpx
+import msgspec
 from contest import GIVEN_UP, batch_at, capacity_of, scaled_slo, targets
 from reporting import arguments, report, say
 from vllm_loads import SEQUENCES, TPOT_TIMES, Client, Load, Seen, classes_of, held, loosened, tightened
@@ -44,39 +50,66 @@ from setpoint.seeds import stream
 
 __all__ = ["Setting", "server"]
 
-BUDGETS = {"priority": (256, 64, 1024), "fcfs": (256, 1024)}
+BUDGETS = {"priority": (256, 64, 1024), "fcfs": (256,)}
 """Token budgets by policy; the bound is that of the first, which is therefore none that would hold prompts back."""
 QUICK_BUDGETS = {"priority": (256,)}
-BESIDE = (0.2, 0.4, 0.6, 0.75)
+BESIDE = (0.2, 0.4, 0.6)
 ALONE = (0.5, 0.7)
 TIGHTLY = (0.3, 0.5)
 LOOSE_AT = 0.3
 TIERS_AT = 0.8
-RUNG_S, QUICK_RUNG_S = 30.0, 12.0
-WARM_UP_S = 20.0
+RUNG_S, QUICK_RUNG_S = 25.0, 12.0
+WARM_UP_S = 15.0
 QUESTIONS = tuple(
     f"{verb} {thing}" for verb in ("Tell me about", "Why do people like") for thing in ("rain", "tea", "maps", "dogs")
 )
 ANSWER_TOKENS = 24
 
 
-class Outcome(NamedTuple):
-    """What one setting did: its ladders, the loose load, the tiers (by name, and `all`), its planning time."""
+@dataclass
+class Contender:
+    """A setting with its server, and what it did: its ladders, the loose load, the tiers (by name, and `all`)."""
 
-    beside: list[Seen]
-    alone: list[Seen]
-    tight: list[Seen]
-    loose: Seen
-    tiers: dict[str, float]
-    planning: float | None
+    setting: Setting
+    url: str
+    client: Client
+    beside: list[Seen] = field(default_factory=list)
+    alone: list[Seen] = field(default_factory=list)
+    tight: list[Seen] = field(default_factory=list)
+    loose: list[Seen] = field(default_factory=list)
+    tiers: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def is_stock(self) -> bool:
+        """Whether it is vLLM as it comes."""
+        return self.setting.strategy is None
+
+    @property
+    def is_for_chat_alone(self) -> bool:
+        """Whether it is asked where there is one class."""
+        return self.setting.policy == "priority" or not self.is_stock
+
+    def planning(self) -> float | None:
+        """Return the share of the step time that was spent on planning."""
+        found = numbers(self.url)
+        steps_s = found.get("setpoint_measured_seconds_total")
+        return None if not steps_s else found.get("setpoint_planning_seconds_total", 0.0) / steps_s
 
 
-class Yardstick(NamedTuple):
-    """What the loads are scaled by: the targets, the bound in chat per second, the tokenizer's words."""
+@dataclass
+class Yardstick:
+    """What the loads are scaled by: targets, bound in chat per second, and the beat that went with them."""
 
     slo: Slo
     bound: float
+    beat_s: float
     lexicon: Lexicon
+    beats_s: list[float] = field(default_factory=list)
+
+    def slowness(self, client: Client) -> float:
+        """Return how much longer everything takes now."""
+        self.beats_s.append(client.beat())
+        return self.beats_s[-1] / self.beat_s
 
 
 def stocks(*, is_quick: bool) -> list[Setting]:
@@ -110,42 +143,63 @@ def yardstick(url: str, args: argparse.Namespace) -> Yardstick:
         is_over=lambda: time.monotonic() > over_at,
         on_load=lambda load: say(f"profiling: {load.words()}"),
     )
-    slo = scaled_slo(found.model, tpot_times=TPOT_TIMES)
+    before = client.beat()
     bound = client.empty(48 if args.quick else 160)
-    say(f"bound {bound:.2f} chat/s; targets {targets(slo)}")
-    return Yardstick(slo, bound, lexicon)
+    beat_s = 0.5 * (before + client.beat())
+    slo = scaled_slo(found.model, tpot_times=TPOT_TIMES)
+    say(f"bound {bound:.2f} chat/s; targets {targets(slo)}; a request alone {1e3 * beat_s:.0f} ms")
+    return Yardstick(slo, bound, beat_s, lexicon)
 
 
-def outcome(url: str, setting: Setting, by: Yardstick, args: argparse.Namespace) -> Outcome:
-    """Warm a server up, and offer it every load."""
-    say(setting.name)
-    client = Client(url, setting, by.lexicon, args.seed)
-    seconds = QUICK_RUNG_S if args.quick else RUNG_S
-    client.run(Load(0.2 * by.bound, QUICK_RUNG_S if args.quick else WARM_UP_S, by.slo))
-    beside = climb(client, by, BESIDE[:2] if args.quick else BESIDE, seconds, has_backlog=True)
-    alone: list[Seen] = []
-    tight: list[Seen] = []
-    if setting.policy == "priority" or setting.strategy is not None:
-        alone = climb(client, by, ALONE[:1] if args.quick else ALONE, seconds)
-        tight = climb(client, by._replace(slo=tightened(by.slo)), TIGHTLY[:1] if args.quick else TIGHTLY, seconds)
-    loose = client.run(Load(LOOSE_AT * by.bound, seconds, loosened(by.slo)))
-    tiers = client.tiers(TIERS_AT * by.bound, seconds, by.slo)
-    found = numbers(url)
-    steps_s = found.get("setpoint_measured_seconds_total")
-    planning = None if not steps_s else found.get("setpoint_planning_seconds_total", 0.0) / steps_s
-    return Outcome(beside, alone, tight, loose, tiers, planning)
+def contest(contenders: list[Contender], by: Yardstick, *, is_quick: bool) -> None:
+    """Offer every load to all, in turns."""
+    seconds = QUICK_RUNG_S if is_quick else RUNG_S
+    single = [one for one in contenders if one.is_for_chat_alone]
+    for one in contenders:
+        offered(one, by, 0.2, by.slo, WARM_UP_S, has_backlog=True)
+    climb([(one, one.beside) for one in contenders], by, BESIDE, by.slo, seconds, has_backlog=True)
+    climb([(one, one.alone) for one in single], by, ALONE[:1] if is_quick else ALONE, by.slo, seconds)
+    climb([(one, one.tight) for one in single], by, TIGHTLY[:1] if is_quick else TIGHTLY, tightened(by.slo), seconds)
+    climb([(one, one.loose) for one in contenders], by, (LOOSE_AT,), loosened(by.slo), seconds, has_backlog=True)
+    for one in single:
+        slow = by.slowness(one.client)
+        one.tiers = one.client.tiers(TIERS_AT * by.bound / slow, seconds, loosened(by.slo, slow))
 
 
 def climb(
-    client: Client, by: Yardstick, shares: tuple[float, ...], seconds: float, *, has_backlog: bool = False
-) -> list[Seen]:
-    """Offer rising rates, until too few requests meet their targets."""
-    seen: list[Seen] = []
-    for share in shares:
-        seen.append(client.run(Load(share * by.bound, seconds, by.slo, has_backlog)))
-        if seen[-1].rung.attainment < GIVEN_UP:
-            break
-    return seen
+    ladders: list[tuple[Contender, list[Seen]]],
+    by: Yardstick,
+    shares: tuple[float, ...],
+    slo: Slo,
+    seconds: float,
+    *,
+    has_backlog: bool = False,
+) -> None:
+    """Offer rising rates to all in turns, to each until too few requests meet their targets; add what was seen."""
+    for turn, share in enumerate(shares):
+        going = [(one, seen) for one, seen in ladders if not seen or seen[-1].rung.attainment >= GIVEN_UP]
+        for one, seen in going[turn % max(1, len(going)) :] + going[: turn % max(1, len(going))]:
+            seen.append(offered(one, by, share, slo, seconds, has_backlog=has_backlog))
+
+
+def offered(one: Contender, by: Yardstick, share: float, slo: Slo, seconds: float, *, has_backlog: bool) -> Seen:
+    """Offer chat at a share of the bound, scaled to the machine as it is now; return what came of it, scaled back."""
+    slow = by.slowness(one.client)
+    seen = one.client.run(Load(share * by.bound / slow, seconds, loosened(slo, slow), has_backlog))
+    rung = msgspec.structs.replace(
+        seen.rung,
+        rate=share * by.bound,
+        ttft_p95_s=seen.rung.ttft_p95_s / slow,
+        tpot_p95_s=seen.rung.tpot_p95_s / slow,
+        batch_tokens_per_s=seen.rung.batch_tokens_per_s * slow,
+    )
+    return seen._replace(
+        rung=rung,
+        tokens_per_s=seen.tokens_per_s * slow,
+        ttft_p99_s=seen.ttft_p99_s / slow,
+        tpot_p99_s=seen.tpot_p99_s / slow,
+        goodput=seen.goodput * slow,
+    )
 
 
 def answers(setting: Setting, by: Yardstick, args: argparse.Namespace) -> list[str]:
@@ -168,13 +222,13 @@ def answers(setting: Setting, by: Yardstick, args: argparse.Namespace) -> list[s
     return found
 
 
-def row(name: str, came: Outcome, by: Yardstick) -> dict[str, object]:
+def row(came: Contender, by: Yardstick) -> dict[str, object]:
     """Return what is printed of a setting."""
     rungs = [one.rung for one in came.beside]
     rate = capacity_of(rungs)
     worst = max(came.beside, key=lambda one: one.rung.rate if one.rung.rate <= max(rate, rungs[0].rate) else -1.0)
     return {
-        "setting": name,
+        "setting": came.setting.name,
         "chat/s beside batch": rate,
         "of bound": rate / by.bound,
         "batch tokens/s there": batch_at(rungs, rate),
@@ -186,30 +240,32 @@ def row(name: str, came: Outcome, by: Yardstick) -> dict[str, object]:
         **{f"alone {one.rung.rate:.2f}/s": f"{one.rung.attainment:.3f}" for one in came.alone},
         "chat/s alone, tight": capacity_of([one.rung for one in came.tight]) if came.tight else None,
         **{f"tight {one.rung.rate:.2f}/s": f"{one.rung.attainment:.3f}" for one in came.tight},
-        "loose": came.loose.rung.attainment,
-        "tokens/s, loose": came.loose.tokens_per_s,
+        "loose": came.loose[0].rung.attainment,
+        "tokens/s, loose": came.loose[0].tokens_per_s,
         **{f"{name}, tiers" if name == "chat" else name: share for name, share in came.tiers.items()},
-        "failed": sum(one.failed for one in (*came.beside, *came.alone, *came.tight, came.loose)),
+        "failed": sum(one.failed for one in (*came.beside, *came.alone, *came.tight, *came.loose)),
     }
 
 
-def ratios(found: dict[str, Outcome], by: Yardstick, said: dict[str, list[str]]) -> dict[str, float | None]:
+def ratios(contenders: list[Contender], by: Yardstick, said: dict[str, list[str]]) -> dict[str, float | None]:
     """Return the ratios that the module describes; `said`: the greedy answers."""
-    plain = [came for name, came in found.items() if name.startswith("stock")]
-    slack, qoserve = found["plug-in slack"], found.get("plug-in qoserve")
-    beside = held(slack.beside)
+    plain = [one for one in contenders if one.is_stock]
+    single = [one for one in plain if one.is_for_chat_alone]
+    plugged = {one.setting.strategy: one for one in contenders if not one.is_stock}
+    slack, beside = plugged["slack"], held(plugged["slack"].beside)
     return {
-        "over_best_stock": beside / max(held(came.beside) for came in plain),
-        "over_qoserve": None if qoserve is None else beside / held(qoserve.beside),
-        "of_stock_without_batch": beside / max(held(came.alone) for came in plain if came.alone),
-        "alone_over_stock": held(slack.tight) / max(held(came.tight) for came in plain if came.tight),
-        "loose_attainment": slack.loose.rung.attainment - max(came.loose.rung.attainment for came in plain),
-        "throughput_of_stock": slack.loose.tokens_per_s / max(came.loose.tokens_per_s for came in plain),
-        "tiers_over_stock": slack.tiers["all"] / max(came.tiers["all"] for came in plain),
+        "over_best_stock": beside / max(held(one.beside) for one in plain),
+        "over_qoserve": beside / held(plugged["qoserve"].beside),
+        "of_stock_without_batch": beside / max(held(one.alone) for one in single),
+        "alone_over_stock": held(slack.tight) / max(held(one.tight) for one in single),
+        "loose_attainment": slack.loose[0].rung.attainment - max(one.loose[0].rung.attainment for one in plain),
+        "throughput_of_stock": slack.loose[0].tokens_per_s / max(one.loose[0].tokens_per_s for one in plain),
+        "tiers_over_stock": slack.tiers["all"] / max(one.tiers["all"] for one in single),
         "same_answers": same(said["stock"], said["plug-in"]),
         "same_answers_stock": same(said["stock"], said["stock again"]),
-        "planning_of_step": slack.planning,
+        "planning_of_step": slack.planning(),
         "bound_rps": by.bound,
+        "slowest_over_fastest": max(by.beats_s) / min(by.beats_s),
     }
 
 
@@ -220,7 +276,6 @@ def same(these: list[str], those: list[str]) -> float:
 
 def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--vllm", default="vllm", help="the vllm command (default: vllm)")
-    parser.add_argument("--only", help="settings whose names hold this, beside the first: 'slack', say (for trials)")
 
 
 def main() -> None:
@@ -228,20 +283,18 @@ def main() -> None:
     args = arguments(__doc__ or "", _options)
     if args.model is None:
         sys.exit("--model: name the folder of a model that vLLM can read")
-    found: dict[str, Outcome] = {}
     first, *others = stocks(is_quick=args.quick)
-    with server(args, first) as url:
+    with ExitStack() as servers:
+        url = servers.enter_context(server(args, first))
         by = yardstick(url, args)
-        found[first.name] = outcome(url, first, by, args)
-    plain = stock("fcfs", 256)
-    asked = {"stock": plain, "stock again": plain, "plug-in": plugin("slack", classes_of(by.slo))}
-    said = {name: answers(setting, by, args) for name, setting in asked.items()}
-    say(f"same answers: {same(said['stock'], said['plug-in'])}, stock again {same(said['stock'], said['stock again'])}")
-    for setting in (*others, *plugins(by.slo)):
-        if args.only is None or args.only in setting.name:
-            with server(args, setting) as url:
-                found[setting.name] = outcome(url, setting, by, args)
-    report("vllm_plugin", ratios(found, by, said), [row(name, came, by) for name, came in found.items()], args)
+        plain = stock("fcfs", 256)
+        asked = {"stock": plain, "stock again": plain, "plug-in": plugin("slack", classes_of(by.slo))}
+        said = {name: answers(setting, by, args) for name, setting in asked.items()}
+        urls = {first: url} | {one: servers.enter_context(server(args, one)) for one in (*others, *plugins(by.slo))}
+        contenders = [Contender(one, where, Client(where, one, by.lexicon, args.seed)) for one, where in urls.items()]
+        contest(contenders, by, is_quick=args.quick)
+        found = ratios(contenders, by, said)
+    report("vllm_plugin", found, [row(one, by) for one in contenders], args)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ It runs in the Python of a vLLM that has setpoint beside it; of the model, only 
 vLLM's engine core (one step in flight, or two as under async scheduling) drives the real `Scheduler` and
 `AsyncScheduler`; a step takes what a step-time model of a small model on a CPU says, with 5% of noise, which the
 plug-in does not know: it starts from its guess and learns. So nothing of the machine disturbs the comparison, and
-nothing but the step times is made up. Loads, targets and ladders are those of `vllm_plugin`.
+nothing but the step times is made up. Loads are those of `vllm_plugin`, targets those of `contest`.
 
 Ratios: as in `vllm_plugin`, of `slack`, for two steps in flight; `..._sync` for one.
 """

@@ -8,10 +8,12 @@ import json
 import os
 import signal
 import socket
+import struct
 import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +116,13 @@ def _server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     if request.param == "plain":
         flags += ("--no-enable-prefix-caching", "--scheduling-policy", "priority")
         options |= {"priorities": {"9": "batch"}, "refusal": "abort"}
+    with running(folder, flags, options) as found:
+        yield found
+
+
+@contextmanager
+def running(folder: Path, flags: tuple[str, ...], options: dict[str, Any]) -> Iterator[Server]:
+    """Run a server; it is gone afterwards."""
     process, url, log = start(folder, flags, options)
     try:
         deadline = time.monotonic() + START_S
@@ -197,6 +206,20 @@ def test_when_kv_runs_out_everybody_gets_the_whole_answer(server: Server) -> Non
         assert [c.json()["usage"]["completion_tokens"] for c in chats] == [16] * 3
         assert [j.result() for j in jobs] == [360] * 8
     assert server.numbers()["setpoint_preempted_total"] > 0
+    assert server.is_well()
+
+
+def test_a_prompt_found_in_the_prefix_cache_is_answered_as_before(server: Server) -> None:
+    story = "Once there was a king who had three sons and a well. " * 20
+    first = server.ask(story, 12, ignore_eos=True).json()["choices"][0]["text"]
+    before = server.numbers()["vllm:prefix_cache_hits_total"]
+    with ThreadPoolExecutor(4) as pool:
+        jobs = [pool.submit(server.ask, f"{i} sings", 60, ignore_eos=True, **BATCH) for i in range(2)]
+        again = [pool.submit(server.ask, story, 12, ignore_eos=True) for _ in range(2)]
+        assert [one.result().json()["choices"][0]["text"] for one in again] == [first] * 2
+        assert [one.result().json()["usage"]["completion_tokens"] for one in jobs] == [60] * 2
+    hits = server.numbers()["vllm:prefix_cache_hits_total"] - before
+    assert (hits > 0) is server.folder.name.startswith("caching")
     assert server.is_well()
 
 
@@ -290,3 +313,39 @@ def test_what_cannot_be_steered_ends_the_start_with_the_reason(
     text = log.read_text()
     assert f"setpoint cannot steer this vLLM: {words}" in text
     assert "leave --scheduler-cls out" in text
+
+
+def adapter(folder: Path, name: str) -> Path:
+    """Write an adapter that changes nothing (its second matrices are zero), and return its folder."""
+    layers, rank = json.loads((Path(MODEL) / "config.json").read_text()), 8
+    width, heads = layers["hidden_size"], layers["num_attention_heads"]
+    shapes = {"lora_A": (rank, width), "lora_B": (heads * layers.get("head_dim", width // heads), rank)}
+    header, data = {}, b""
+    for i in range(layers["num_hidden_layers"]):
+        for part, shape in shapes.items():
+            value = struct.pack("<f", 0.01 if part == "lora_A" else 0.0) * (shape[0] * shape[1])
+            key = f"base_model.model.model.layers.{i}.self_attn.q_proj.{part}.weight"
+            header[key] = {"dtype": "F32", "shape": shape, "data_offsets": (len(data), len(data) + len(value))}
+            data += value
+    text = json.dumps(header).encode()
+    made = folder / name
+    made.mkdir()
+    (made / "adapter_model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + data)
+    config = {"peft_type": "LORA", "r": rank, "lora_alpha": rank, "target_modules": ["q_proj"], "bias": "none"}
+    (made / "adapter_config.json").write_text(json.dumps(config))
+    return made
+
+
+def test_adapters_take_turns_and_everybody_gets_the_whole_answer(tmp_path: Path) -> None:
+    modules = [f"{name}={adapter(tmp_path, name)}" for name in ("one", "two")]
+    flags = ("--max-num-seqs", "8", "--enable-lora", "--max-loras", "1", "--max-lora-rank", "8", "--lora-modules")
+    with running(tmp_path, (*flags, *modules), {}) as server, ThreadPoolExecutor(9) as pool:
+        asked = [
+            pool.submit(server.ask, "The sky is", 24, model=name, ignore_eos=True, **more)
+            for name in ("m", "one", "two")
+            for more in ({}, BATCH, {})
+        ]
+        found = [one.result().json() for one in asked]
+        assert [one["usage"]["completion_tokens"] for one in found] == [24] * 9
+        assert len({one["choices"][0]["text"] for one in found}) == 1
+        assert server.is_well()

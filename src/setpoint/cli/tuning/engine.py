@@ -223,11 +223,16 @@ class EngineTuner:
     def _told(self, setting: Setting) -> dict[str, ClassTargets]:
         """Return what each request says of its class: to the schedulers that listen, and to no other."""
         scheduler = dict(setting).get("scheduler")
-        if scheduler not in {"priority", "setpoint"}:
+        named = {name: self.ask.classes[name] for name in self.ask.demand.shares}
+        if scheduler == "setpoint":
+            return {name: ClassTargets() for name in named}
+        if scheduler != "priority":
             return {}
         return {
-            name: ClassTargets(band=self.ask.classes[name].band if scheduler == "priority" else None)
-            for name in self.ask.demand.shares
+            name: ClassTargets(
+                band=one.band, ttft_ms=None if one.slo.ttft_s is None else 1e3 * one.slo.ttft_s, e2e_s=one.slo.e2e_s
+            )
+            for name, one in named.items()
         }
 
     def _keep(self) -> None:
