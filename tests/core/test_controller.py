@@ -14,9 +14,10 @@ def misses(value: float) -> float:
 
 @pytest.mark.parametrize("allowed", [0.01, 0.05, 0.2])
 @pytest.mark.parametrize("start", [0.05, 1.0])
-def test_it_settles_at_the_allowed_rate(allowed: float, start: float) -> None:
+@pytest.mark.parametrize("lead", [1.0, 5.0])
+def test_it_settles_at_the_allowed_rate(allowed: float, start: float, lead: float) -> None:
     draw = random.Random(3)
-    margin = Margin(start, low=0.01, high=1.2, allowed=allowed, gain=0.1)
+    margin = Margin(start, low=0.01, high=1.2, allowed=allowed, gain=0.1, lead=lead)
     seen = []
     for _ in range(20_000):
         is_missed = draw.random() < misses(margin.value)
@@ -45,12 +46,13 @@ def test_a_miss_costs_as_much_as_it_is_rare() -> None:
     assert margin.value == pytest.approx(0.5)
 
 
-def test_until_the_first_miss_it_hurries() -> None:
-    def after(first_gain: float, *misses: bool) -> float:
-        margin = Margin(0.1, low=0.01, high=1.0, allowed=0.05, gain=0.4, first_gain=first_gain)
+def test_until_the_first_miss_and_after_a_long_row_without_it_hurries() -> None:
+    def after(lead: float, *misses: bool) -> float:
+        margin = Margin(0.1, low=0.01, high=1.0, allowed=0.05, gain=0.4, lead=lead)
         for is_missed in misses:
             margin.update(is_missed=is_missed)
         return margin.value
 
     assert after(5.0, *[False] * 10) == pytest.approx(after(1.0, *[False] * 50))
-    assert after(5.0, True, *[False] * 10) == pytest.approx(after(1.0, True, *[False] * 10))
+    assert after(5.0, True, *[False] * 60) == pytest.approx(after(1.0, True, *[False] * 60))
+    assert after(5.0, True, *[False] * 70) == pytest.approx(after(1.0, True, *[False] * 110))

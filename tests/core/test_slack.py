@@ -123,17 +123,18 @@ def test_batch_work_that_is_held_back_altogether_gets_another_chance(scheduler: 
     assert seen[0] < seen[1] < 0.02
 
 
-def test_what_hardly_lengthens_the_shortest_step_is_not_held_back(scheduler: MakeScheduler) -> None:
-    def decodes_beside(least_step: float) -> int:
-        it = scheduler("slack", least_step=least_step)
+def test_batch_work_has_a_share_of_what_the_step_leaves_not_of_the_step(scheduler: MakeScheduler) -> None:
+    def decodes_beside(boldness: float, tpot_s: float) -> int:
+        it = scheduler("slack", boldness=boldness, is_controlled=False)
         it.arrives("batch", prompt=4, output=50)
         it.arrives("batch", prompt=4, output=50)
         for _ in range(4):
             it.step()
-        it.arrives("chat", prompt=4, output=50, ttft_s=1e-6, tpot_s=10.0)
-        for _ in range(4):
-            it.step()
+        it.arrives("chat", prompt=4, output=50, ttft_s=10.0, tpot_s=tpot_s)
+        it.step()
+        it.step()
         return len(it.plan.decodes)
 
-    assert decodes_beside(0.0) == 1
-    assert decodes_beside(3.0) == 3
+    assert decodes_beside(1.0, 0.012) == 3
+    assert decodes_beside(0.5, 0.012) == 2, "half of what a step of 5 ms leaves of 8 ms; a decode takes one"
+    assert decodes_beside(0.01, 0.012) == 1

@@ -26,7 +26,7 @@ class ClassSetpoints:
         """Start from the shares `pace` and `boldness`."""
         allowed = max(_LEAST_ALLOWED, 1.0 - sequence.slo.percentile)
         self.pace = Margin(pace, low=0.4, high=1.0, allowed=allowed / 2)
-        self.boldness = Margin(boldness, low=0.01, high=1.0, allowed=allowed, gain=0.4, first_gain=5.0)
+        self.boldness = Margin(boldness, low=0.01, high=1.0, allowed=allowed, gain=0.4, lead=5.0)
         self.seen_at: float = sequence.arrived_at
         self._turned_at = self.seen_at
         self._before_s = self._lately_s = inf
@@ -103,10 +103,17 @@ class Setpoints:
         targets = [held.ttft_s for held in self._awake(now) if held.ttft_s is not None]
         return self._arrival * min(targets) if targets else self._idle_step_s
 
-    def longest_harvest_s(self, now: float) -> float:
-        """Return the same of a step that holds batch work."""
-        caps = [held.boldness.value * held.ttft_s for held in self._awake(now) if held.ttft_s is not None]
-        return self._arrival * min(caps) if caps else self._idle_step_s
+    def longest_harvest_s(self, now: float, own_s: float) -> float:
+        """Return the same of a step that holds batch work, and would last `own_s` without.
+
+        Whoever arrives waits for a step in any case: batch work has its share of what is left beyond that.
+        """
+        caps = [
+            own_s + held.boldness.value * max(0.0, self._arrival * held.ttft_s - own_s)
+            for held in self._awake(now)
+            if held.ttft_s is not None
+        ]
+        return min(caps, default=self._idle_step_s)
 
     def quiet_at(self, now: float) -> float | None:
         """Return when the next class will have been silent for so long that it is no longer reckoned with."""

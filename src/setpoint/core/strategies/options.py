@@ -11,8 +11,7 @@ class SlackOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     step that mixes costs more than its tokens; `batch_chunk_min`: the same for batch work, which takes what is left.
     `pace` (at most, where the tail of the step-time model allows it) and `boldness`: the first values of the margins
     (see `setpoint.core.setpoints`), which stay there unless `is_controlled`. `arrival`: share of the tightest TTFT
-    target that a step may last. `least_step`: steps with batch work may last so many times the shortest step, however
-    tight the targets. `idle_step_s`: the longest step when no protected class was seen for `memory_s`.
+    target that a step may last. `idle_step_s`: the longest step when no protected class was seen for `memory_s`.
     `reserve`: share of slots and KV that batch work leaves free. The other `is_...` switches exist so that what a part
     is worth can be measured.
     """
@@ -24,7 +23,6 @@ class SlackOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     pace: float = 0.95
     boldness: float = 0.25
     arrival: float = 0.5
-    least_step: float = 1.5
     idle_step_s: float = 0.5
     memory_s: float = 60.0
     reserve: float = 0.1

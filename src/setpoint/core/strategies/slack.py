@@ -147,9 +147,13 @@ class Slack(Strategy):
         """Return the limits; `left_out`: the protected that do not decode in this step."""
         arrival_s = self.setpoints.longest_step_s(state.now)
         cap_s, tightest = self._least_room(draft, state.now, left_out) if self._options.is_sized else (None, None)
-        harvest_s = self._longest_harvest_s(state) if state.ledger.harvests else arrival_s
-        if cap_s is not None and state.ledger.harvests:
-            harvest_s = min(harvest_s, self.setpoints.boldness(state.now) * cap_s)
+        harvest_s = arrival_s
+        if state.ledger.harvests:
+            own_s = max(draft.seconds, state.step_time.seconds(1, 0))
+            harvest_s = self.setpoints.longest_harvest_s(state.now, own_s)
+            if cap_s is not None:
+                bold = self.setpoints.boldness(state.now)
+                harvest_s = min(harvest_s, draft.seconds + bold * max(0.0, cap_s - draft.seconds))
         least = self._options.chunk_min
         work = chunk_work(state.ledger.capacity.context_tokens_max, least)
         floor_s = state.step_time.seconds(len(draft.decodes), draft.context_tokens, least, work, 1)
@@ -157,14 +161,6 @@ class Slack(Strategy):
         if cap_s is None or own_s < cap_s:
             return _Limits(own_s, None, harvest_s)
         return _Limits(cap_s, tightest, harvest_s)
-
-    def _longest_harvest_s(self, state: State) -> float:
-        """Return how long a step may last that holds batch work, with regard to who might arrive meanwhile.
-
-        Whoever arrives waits for a step in any case: to hold back what hardly lengthens the shortest one gains nothing.
-        """
-        least_s = self._options.least_step * state.step_time.seconds(1, 0)
-        return max(self.setpoints.longest_harvest_s(state.now), least_s)
 
     def _least_room(self, draft: Draft, now: float, left_out: Collection[Sequence]) -> tuple[float | None, int | None]:
         """Return the least share of its slack that a protected decode gives to others, and whose that is.
