@@ -28,6 +28,7 @@ machine swung.
 """
 
 import argparse
+import re
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -255,7 +256,7 @@ def ratios(contenders: list[Contender], by: Yardstick, said: dict[str, list[str]
     slack, beside = plugged["slack"], held(plugged["slack"].beside)
     return {
         "over_best_stock": beside / max(held(one.beside) for one in plain),
-        "over_qoserve": beside / held(plugged["qoserve"].beside),
+        "over_qoserve": beside / held(plugged["qoserve"].beside) if "qoserve" in plugged else None,
         "of_stock_without_batch": beside / max(held(one.alone) for one in single),
         "alone_over_stock": held(slack.tight) / max(held(one.tight) for one in single),
         "loose_attainment": slack.loose[0].rung.attainment - max(one.loose[0].rung.attainment for one in plain),
@@ -276,6 +277,7 @@ def same(these: list[str], those: list[str]) -> float:
 
 def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--vllm", default="vllm", help="the vllm command (default: vllm)")
+    parser.add_argument("--only", default="", help="settings beside the first whose names this expression finds")
 
 
 def main() -> None:
@@ -290,7 +292,8 @@ def main() -> None:
         plain = stock("fcfs", 256)
         asked = {"stock": plain, "stock again": plain, "plug-in": plugin("slack", classes_of(by.slo))}
         said = {name: answers(setting, by, args) for name, setting in asked.items()}
-        urls = {first: url} | {one: servers.enter_context(server(args, one)) for one in (*others, *plugins(by.slo))}
+        wanted = [one for one in (*others, *plugins(by.slo)) if re.search(args.only, one.name)]
+        urls = {first: url} | {one: servers.enter_context(server(args, one)) for one in wanted}
         contenders = [Contender(one, where, Client(where, one, by.lexicon, args.seed)) for one, where in urls.items()]
         contest(contenders, by, is_quick=args.quick)
         found = ratios(contenders, by, said)
