@@ -134,7 +134,9 @@ def running(folder: Path, flags: tuple[str, ...], options: dict[str, Any]) -> It
                     break
             except httpx.HTTPError:
                 time.sleep(1.0)
-        yield Server(url, log, folder)
+        server = Server(url, log, folder)
+        with server.client:
+            yield server
     finally:
         end(process)
 
