@@ -281,7 +281,7 @@ def test_a_priority_holds_the_deadline_where_the_engine_takes_any_integer() -> N
     def priority(engine: EngineKind, class_name: str, due_epoch_s: float) -> float:
         one = PlannedRequest(id=0, at_s=0.0, prompt_tokens=1, output_tokens=1, class_name=class_name)
         target = EndpointTarget(url="http://x", engine=engine, classes=classes)
-        return json.loads(request_body(target, one, "hi", [], due_epoch_s=due_epoch_s))["priority"]
+        return float(json.loads(request_body(target, one, "hi", [], due_epoch_s=due_epoch_s))["priority"])
 
     asked = [("chat", 1.7e9), ("slow", 1.7e9), ("chat", 1.7e9 + 1.0), ("letter", 1.7e9), ("batch", 1.6e9)]
     vllm = [priority("vllm", *one) for one in asked]

@@ -28,7 +28,7 @@ class ClassSetpoints:
         self.pace = Margin(pace, low=0.4, high=1.0, allowed=allowed / 2)
         self.boldness = Margin(boldness, low=0.01, high=1.0, allowed=allowed, gain=0.4, lead=5.0)
         self.seen_at: float = sequence.arrived_at
-        self._turned_at = self.seen_at
+        self._turned_at: float = sequence.arrived_at
         self._before_s = self._lately_s = inf
 
     @property
