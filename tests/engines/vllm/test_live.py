@@ -269,13 +269,11 @@ def test_the_load_generator_says_class_and_targets(server: Server) -> None:
 
 
 def test_a_priority_names_a_class(server: Server) -> None:
-    if server.folder.name.startswith("caching"):
-        assert server.ask(priority=9).status_code == 400
-        return
+    is_named = server.folder.name.startswith("plain")
     before = server.numbers().get("setpoint_finished_total/batch", 0.0)
     assert server.ask(priority=9).status_code == 200
     assert server.is_well()
-    assert server.numbers()["setpoint_finished_total/batch"] == before + 1
+    assert server.numbers().get("setpoint_finished_total/batch", 0.0) == before + is_named
 
 
 def test_steps_were_left_alone_only_while_paused_or_a_grammar_compiled_and_the_journal_replays(server: Server) -> None:
