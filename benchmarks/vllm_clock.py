@@ -14,7 +14,7 @@ from itertools import cycle
 from typing import Any, NamedTuple
 
 from contest import BATCH_LENGTHS, CHAT_LENGTHS
-from vllm_loads import IN_FLIGHT, Load, Seen, judged
+from vllm_loads import BANDS, IN_FLIGHT, SEQUENCES, Load, Seen, judged
 from vllm_made import Made, made_request, made_scheduler
 
 from setpoint import seeds
@@ -29,9 +29,7 @@ from setpoint.workload.traffic import Traffic, plan_traffic
 WORLD = linear(key="made up", step_s=0.022, decode_s=0.0015, context_s=1e-6, prefill_s=0.0011, work_s=1e-7)
 WORLD_TIME = FixedStepTime(WORLD)
 NOISE = 0.05
-SEQUENCES = 32
 KV_BLOCKS = 2900
-PRIORITIES = {"chat": 0, "batch": 9}
 
 
 class Contender(NamedTuple):
@@ -171,7 +169,7 @@ class Server:
             asked |= {"setpoint.ttft_ms": 1e3 * slo.ttft_s, "setpoint.tpot_ms": 1e3 * slo.tpot_s}
         prompt = [self._chance.randint(10, 900) for _ in range(one.prompt_tokens)]
         request = made_request(name, prompt, one.output_tokens, at=at, asked=asked)
-        request.priority = PRIORITIES[one.class_name] if self.contender.policy == "priority" else 0
+        request.priority = BANDS[one.class_name] if self.contender.policy == "priority" else 0
         self.host.add_request(request)
 
     def _leave(self) -> None:

@@ -5,8 +5,8 @@ a decode alone, both as a short profile over HTTP finds them on this machine. Th
 as many batch requests in flight as the server has sequences. What of a run counts is chat that was due after the
 warm-up; tokens are the server's own count between two instants of the run.
 
-The three tiers are those of QoServe: one with chat's targets, two that want the whole answer by a deadline. Theirs are
-20 and 60 TTFT targets instead of 100 and 300, since a run must outlast the longest.
+The three tiers are those of QoServe: one with chat's targets, two that want the whole answer by a deadline. That is
+here 20 and 60 TTFT targets instead of 100 and 300, since a run must outlast the longest.
 """
 
 import threading
@@ -178,19 +178,12 @@ class Client:
 
     def _target(self, slo: Slo | None) -> EndpointTarget:
         """Return the endpoint; stock `priority` wants a number, the plug-in class and targets, `fcfs` neither."""
+        told = {} if slo is None else tiers_of(slo)
         classes = {}
         if self._setting.policy == "priority":
-            ends = {} if slo is None else {name: one.e2e_s for name, one in tiers_of(slo).items()}
-            chat = None if slo is None or slo.ttft_s is None else 1e3 * slo.ttft_s
-            classes = {
-                name: ClassTargets(band=band, ttft_ms=chat if name == "chat" else None, e2e_s=ends.get(name))
-                for name, band in BANDS.items()
-            }
+            classes = {name: ClassTargets.of(told.get(name, Slo()), band) for name, band in BANDS.items()}
         elif self._setting.strategy is not None:
-            own = ClassTargets()
-            if slo is not None and slo.ttft_s is not None and slo.tpot_s is not None:
-                own = ClassTargets(ttft_ms=1e3 * slo.ttft_s, tpot_ms=1e3 * slo.tpot_s)
-            classes = {name: ClassTargets() for name in BANDS} | {"chat": own}
+            classes = {name: ClassTargets() for name in BANDS} | {"chat": ClassTargets.of(told.get("chat", Slo()))}
         return EndpointTarget(url=self._url, api="completions", model="model", engine="vllm", classes=classes)
 
 

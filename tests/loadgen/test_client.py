@@ -262,7 +262,7 @@ def test_a_request_to_vllm_names_its_class_and_targets_for_the_plug_in() -> None
     one = PlannedRequest(id=0, at_s=0.0, prompt_tokens=1, output_tokens=1, class_name="chat")
     body = json.loads(request_body(EndpointTarget(url="http://x", engine="vllm", classes=targets), one, "hi", []))
     assert body["vllm_xargs"] == {"setpoint.class": "chat", "setpoint.ttft_ms": 200.0}
-    assert decode_priority(body["priority"])[0] == 1
+    assert decode_priority(body["priority"]) == (1, 0.2)
     for target in (
         EndpointTarget(url="http://x", engine="vllm"),
         EndpointTarget(url="http://x", engine="sglang", classes=targets),

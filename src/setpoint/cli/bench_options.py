@@ -34,20 +34,8 @@ KEY_VARIABLE = "SETPOINT_API_KEY"
 CLASS_HINT = "write 'chat share=0.7 prompt=lognormal:mean=200,cv=0.8 output=128 band=1'"
 RATE_HINT = "write 2.5, ramp:1-8,over=60, diurnal:mean=4,swing=0.5,period=600 or stairs:30x2,30x4"
 MADE_UP = ("prompt", "output", "burstiness", "prefix", "prefixes", "turns", "think_s")
-SETTINGS = {
-    "share",
-    "prompt",
-    "output",
-    "band",
-    "prefix",
-    "prefixes",
-    "turns",
-    "think",
-    "cv",
-    "ttft_ms",
-    "tpot_ms",
-    "e2e_s",
-}
+TARGETS = ("ttft_ms", "tpot_ms", "e2e_s")
+SETTINGS = {"share", "prompt", "output", "band", "prefix", "prefixes", "turns", "think", "cv", *TARGETS}
 
 
 class WorkloadOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -133,9 +121,7 @@ def read_class(text: str, options: WorkloadOptions) -> tuple[Traffic, ClassTarge
         )
         targets = ClassTargets(
             band=int(given["band"]) if "band" in given else None,
-            ttft_ms=float(given["ttft_ms"]) if "ttft_ms" in given else None,
-            tpot_ms=float(given["tpot_ms"]) if "tpot_ms" in given else None,
-            e2e_s=float(given["e2e_s"]) if "e2e_s" in given else None,
+            **{key: float(given[key]) for key in TARGETS if key in given},
         )
     except ValueError:
         raise WorkloadError(f"a number in the class {text!r} cannot be read", hint=CLASS_HINT) from None

@@ -9,10 +9,9 @@ chance beside a class that is always about. `pace` learns nothing from a request
 miss was a decision.
 """
 
-from math import inf
-
 from setpoint.core.controller import Margin
 from setpoint.core.ledger import Sequence
+from setpoint.units import NEVER
 
 _LEAST_ALLOWED = 0.002
 
@@ -29,19 +28,19 @@ class ClassSetpoints:
         self.boldness = Margin(boldness, low=0.01, high=1.0, allowed=allowed, gain=0.4, lead=5.0)
         self.seen_at: float = sequence.arrived_at
         self._turned_at: float = sequence.arrived_at
-        self._before_s = self._lately_s = inf
+        self._before_s = self._lately_s = NEVER
 
     @property
     def ttft_s(self) -> float | None:
         """The tightest TTFT target that was seen for one memory at least, and for two at most."""
         least = min(self._before_s, self._lately_s)
-        return None if least == inf else least
+        return None if least == NEVER else least
 
     def see(self, ttft_s: float | None, now: float, memory_s: float) -> None:
         """Note an arrival with this target."""
         self.seen_at = now
         if now - self._turned_at >= memory_s:
-            self._turned_at, self._before_s, self._lately_s = now, self._lately_s, inf
+            self._turned_at, self._before_s, self._lately_s = now, self._lately_s, NEVER
         if ttft_s is not None:
             self._lately_s = min(self._lately_s, ttft_s)
 

@@ -86,7 +86,8 @@ class LoadClient:
         self._prepare(AHEAD)
         with contextlib.suppress(OSError, TimeoutError):
             await self._pool.warm(min(self._options.connections, self._target.limits.connections_max))
-        self._start = time.monotonic() if start_at is None else start_at
+        if start_at is None:
+            self._start = time.monotonic()
         gc.collect()
         gc.freeze()
         gc.disable()

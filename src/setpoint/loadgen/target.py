@@ -1,12 +1,13 @@
 """The endpoint under test: where it is, what it speaks, which engine it is, and how long we are willing to wait."""
 
 from functools import cache
-from typing import Any, Literal
+from typing import Any, Literal, Self
 from urllib.parse import urlsplit
 
 import msgspec
 
 from setpoint.errors import ConfigError
+from setpoint.model import Slo
 
 Api = Literal["chat", "completions", "ollama-chat", "ollama-generate"]
 EngineKind = Literal["openai", "setpoint", "vllm", "sglang", "tensorrt-llm", "llama-server", "ollama"]
@@ -44,6 +45,12 @@ class ClassTargets(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     ttft_ms: float | None = None
     tpot_ms: float | None = None
     e2e_s: float | None = None
+
+    @classmethod
+    def of(cls, slo: Slo, band: int | None = None) -> Self:
+        """Return what a request of a class with these targets tells."""
+        ttft_ms, tpot_ms = (None if one is None else 1e3 * one for one in (slo.ttft_s, slo.tpot_s))
+        return cls(band=band, ttft_ms=ttft_ms, tpot_ms=tpot_ms, e2e_s=slo.e2e_s)
 
     @property
     def due_s(self) -> float | None:

@@ -85,7 +85,6 @@ class LearnedStepTime(FixedStepTime):
         self._ratios: deque[float] = deque(maxlen=_WINDOW)
         self._sorted: list[float] = []
         self._covered: deque[bool] = deque(maxlen=_WINDOW)
-        self.observed = 0
 
     def observe(self, shape: StepShape, seconds: Seconds) -> None:
         """Learn from a step that took `seconds`; one that took far longer than the model and its peers is a stall.
@@ -96,7 +95,6 @@ class LearnedStepTime(FixedStepTime):
         self._track(ratio)
         if ratio > _OUTLIER * max(1.0, self._sorted[len(self._sorted) // 2]):
             return
-        self.observed += 1
         forgetting = self._forgetting
         profiled = max(self.model.predict(shape), 1e-9)
         self._drift += (1.0 - forgetting) * (seconds / profiled - self._drift)

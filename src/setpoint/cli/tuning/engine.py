@@ -222,18 +222,12 @@ class EngineTuner:
 
     def _told(self, setting: Setting) -> dict[str, ClassTargets]:
         """Return what each request says of its class: to the schedulers that listen, and to no other."""
-        scheduler = dict(setting).get("scheduler")
-        named = {name: self.ask.classes[name] for name in self.ask.demand.shares}
+        scheduler, names = dict(setting).get("scheduler"), self.ask.demand.shares
         if scheduler == "setpoint":
-            return {name: ClassTargets() for name in named}
-        if scheduler != "priority":
-            return {}
-        return {
-            name: ClassTargets(
-                band=one.band, ttft_ms=None if one.slo.ttft_s is None else 1e3 * one.slo.ttft_s, e2e_s=one.slo.e2e_s
-            )
-            for name, one in named.items()
-        }
+            return {name: ClassTargets() for name in names}
+        if scheduler == "priority":
+            return {name: ClassTargets.of(one.slo, one.band) for name, one in self.ask.classes.items() if name in names}
+        return {}
 
     def _keep(self) -> None:
         self.kept.trials = list(self.trials.items())
