@@ -184,6 +184,10 @@ class Decodes:
         self._group(sequence).leave(sequence)
         del self.members[sequence.id]
 
+    def ids(self) -> tuple[int, ...]:
+        """Return the ids of all, the protected first."""
+        return (*self.protected.members, *self.harvest.members)
+
     def move(self, sequence: Sequence, tokens: int) -> None:
         """Give one of them `tokens` more than the others, or less."""
         self._group(sequence).move(sequence, tokens)

@@ -103,8 +103,10 @@ class SteeredMachine(ReplicaMachine):
 
     def _planned(self, draft: Draft) -> StepPlan:
         self._steps += 1
-        decodes = tuple(map(_ID, draft.decodes))
-        self._everyone = decodes if len(decodes) == len(self.ledger.decoding) else None
+        if len(draft.decodes) == len(self.ledger.decoding):
+            decodes = self._everyone = self.ledger.decodes.ids()
+        else:
+            decodes, self._everyone = tuple(map(_ID, draft.decodes)), None
         return StepPlan(
             step_id=self._steps,
             decodes=decodes,

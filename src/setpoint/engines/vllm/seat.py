@@ -17,6 +17,8 @@ class Seat:
     def __init__(self, host: Host) -> None:
         """Sit down in `host`, which has passed the check."""
         self._host = host
+        self._shown: tuple[tuple[int, ...], list[HostRequest]] = ((), [])
+        """Ids that were shown last, and their requests: from step to step they are mostly the same, and may be many."""
         self.is_taking_back = False
         """Whether a preemption that vLLM carries out now is our own."""
 
@@ -58,7 +60,9 @@ class Seat:
         host, config = self._host, self._host.scheduler_config
         is_adaptive = getattr(host, _ADAPTIVE, False)
         kept = host.max_num_scheduled_tokens, host.max_num_active_reqs, config.long_prefill_token_threshold
-        parked = self._park([*map(requests.__getitem__, arrangement.running)])
+        if arrangement.running != self._shown[0]:
+            self._shown = arrangement.running, [*map(requests.__getitem__, arrangement.running)]
+        parked = self._park(self._shown[1])
         host.waiting.show_only([requests[i] for i in arrangement.admitted])
         host.max_num_scheduled_tokens = min(kept[0], arrangement.budget)
         host.max_num_active_reqs = max(0, kept[1] - len(parked))
@@ -68,7 +72,8 @@ class Seat:
             yield len(parked)
         finally:
             host.waiting.show_all()
-            host.running = [*host.running, *parked]
+            if parked:
+                host.running = [*host.running, *parked]
             host.max_num_scheduled_tokens, host.max_num_active_reqs = kept[0], kept[1]
             config.long_prefill_token_threshold = kept[2]
             setattr(host, _ADAPTIVE, is_adaptive)
@@ -78,7 +83,7 @@ class Seat:
         host = self._host
         if len(shown) == len(host.running) and shown == host.running:
             return []
-        names = {r.request_id for r in shown}
-        parked = [r for r in host.running if r.request_id not in names]
+        kept = set(map(id, shown))
+        parked = [r for r in host.running if id(r) not in kept]
         host.running = list(shown)
         return parked
