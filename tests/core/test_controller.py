@@ -1,6 +1,7 @@
 """A controlled margin settles where misses come at the allowed rate, and comes back at once from its bounds."""
 
 import random
+from math import exp
 
 import pytest
 
@@ -56,3 +57,22 @@ def test_until_the_first_miss_and_after_a_long_row_without_it_hurries() -> None:
     assert after(5.0, *[False] * 10) == pytest.approx(after(1.0, *[False] * 50))
     assert after(5.0, True, *[False] * 60) == pytest.approx(after(1.0, True, *[False] * 60))
     assert after(5.0, True, *[False] * 70) == pytest.approx(after(1.0, True, *[False] * 110))
+
+
+def test_a_few_easy_requests_tell_as_much_as_a_long_row_and_a_miss_among_them_ends_it() -> None:
+    def after(*, is_easy: bool, count: int) -> float:
+        margin = Margin(0.1, low=0.01, high=1.0, allowed=0.05, gain=0.4, lead=5.0)
+        margin.update(is_missed=True)
+        for _ in range(count):
+            margin.update(is_missed=False, is_easy=is_easy)
+        return margin.value
+
+    assert after(is_easy=True, count=12) == pytest.approx(after(is_easy=False, count=12))
+    assert after(is_easy=True, count=22) == pytest.approx(after(is_easy=False, count=60) * exp(0.02 * 2))
+    margin = Margin(0.1, low=0.01, high=1.0, allowed=0.05, gain=0.4, lead=5.0)
+    for _ in range(40):
+        margin.update(is_missed=False, is_easy=True)
+    bold = margin.value
+    margin.update(is_missed=True, is_easy=True)
+    margin.update(is_missed=False, is_easy=True)
+    assert margin.value == pytest.approx(bold * exp(0.4 * (0.05 - 1.0) + 0.4 * 0.05))

@@ -7,7 +7,8 @@ After each request of the class, with `missed` 0 or 1:
 which is stochastic approximation of the margin at which misses come at the rate `allowed` (Robbins and Monro, 1951).
 Until the first miss, and again after so many requests in time that at the allowed rate three of them should have been
 late, the steps are `lead` times as long, since the margin is then far from where it should be: else a start that is far
-too careful, or what an overload long past has left, would take hundreds of requests to make up for.
+too careful, or what an overload long past has left, would take hundreds of requests to make up for. One that had an
+easy time tells as much of that as five which were just in time.
 Where margins are bounded and the update is skipped while the class is overloaded, no wind-up can build up.
 """
 
@@ -16,6 +17,7 @@ from math import exp, log
 from setpoint.units import NEVER
 
 _FAR = 3.0
+_EASY = 5.0
 
 
 class Margin:
@@ -34,12 +36,15 @@ class Margin:
         self._gain = gain
         self._lead = lead
         self._row = NEVER
-        """How many were in time since the last that was not."""
+        """How many were in time since the last that was not, the easy ones counted for more."""
         self.value = start
 
-    def update(self, *, is_missed: bool) -> None:
-        """Learn from one request: a little bolder when it met its target, much more careful when it did not."""
-        self._row = 0.0 if is_missed else self._row + 1.0
+    def update(self, *, is_missed: bool, is_easy: bool = False) -> None:
+        """Learn from one request: a little bolder when it met its target, much more careful when it did not.
+
+        `is_easy`: it was in time by far.
+        """
+        self._row = 0.0 if is_missed else self._row + (_EASY if is_easy else 1.0)
         lead = self._lead if self._row * self._allowed > _FAR else 1.0
         moved = self._log + lead * self._gain * (self._allowed - is_missed)
         self._log = min(self._high, max(self._low, moved))

@@ -14,6 +14,10 @@ from setpoint.core.ledger import Sequence
 from setpoint.units import NEVER
 
 _LEAST_ALLOWED = 0.002
+_AIM = 0.7
+"""Batch work is held at this share of the misses that are allowed: who hovers at a promise breaks it half the time."""
+_EASY = 0.3
+"""A request that took no more than this share of its targets had an easy time."""
 
 
 class ClassSetpoints:
@@ -25,7 +29,7 @@ class ClassSetpoints:
         """Start from the shares `pace` and `boldness`."""
         allowed = max(_LEAST_ALLOWED, 1.0 - sequence.slo.percentile)
         self.pace = Margin(pace, low=0.4, high=1.0, allowed=allowed / 2)
-        self.boldness = Margin(boldness, low=0.01, high=1.0, allowed=allowed, gain=0.4, lead=5.0)
+        self.boldness = Margin(boldness, low=0.01, high=1.0, allowed=_AIM * allowed, gain=0.4, lead=5.0)
         self.seen_at: float = sequence.arrived_at
         self._turned_at: float = sequence.arrived_at
         self._before_s = self._lately_s = NEVER
@@ -81,7 +85,7 @@ class Setpoints:
             if not sequence.is_late and not sequence.is_missed:
                 held.pace.update(is_missed=is_slow)
         if is_harvesting:
-            held.boldness.update(is_missed=is_late or is_slow)
+            held.boldness.update(is_missed=is_late or is_slow, is_easy=_was_easy(sequence, now))
 
     def saw_refusal(self, sequence: Sequence, *, is_harvesting: bool) -> None:
         """Count a refused request as one that missed."""
@@ -129,3 +133,11 @@ class Setpoints:
 
     def _awake(self, now: float) -> list[ClassSetpoints]:
         return [held for held in self._classes.values() if now - held.seen_at < self._memory_s]
+
+
+def _was_easy(sequence: Sequence, now: float) -> bool:
+    """Return whether a sequence that ends now took no more than a small share of its targets."""
+    first_at, deadline, tpot_s = sequence.first_token_at, sequence.ttft_deadline, sequence.slo.tpot_s
+    assert first_at is not None
+    is_early = deadline is None or first_at - sequence.arrived_at <= _EASY * (deadline - sequence.arrived_at)
+    return is_early and (tpot_s is None or now - first_at <= _EASY * (sequence.output_tokens - 1) * tpot_s)
