@@ -5,11 +5,22 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.core.worlds import STRATEGIES, World, worlds
+from tests.core.worlds import STRATEGIES, Ask, World, worlds
 
 from setpoint.core.invariants import violations
-from setpoint.model import AnyCommand, AnyEvent, RunStep, StepFinished, StepPlan
+from setpoint.model import (
+    AnyCommand,
+    AnyEvent,
+    Capacity,
+    Request,
+    RunStep,
+    ServiceClass,
+    Slo,
+    StepFinished,
+    StepPlan,
+)
 from setpoint.sim.replica import Arrival, ReplicaSimulator
+from setpoint.units import Blocks, Instant, Seconds, Tokens
 
 
 class Trace:
@@ -53,3 +64,49 @@ def test_asking_at_each_step_gives_what_the_horizon_promised(strategy: str, data
     assert patient.commands == eager.commands
     assert patient.steps == eager.steps
     assert patient.asked <= eager.asked
+
+
+def test_batch_work_that_is_urgent_for_one_step_is_not_promised_more() -> None:
+    slos = {"chat": Slo(), "voice": Slo(tpot_s=Seconds(0.005)), "batch": Slo(e2e_s=Seconds(0.5))}
+    classes = {
+        name: ServiceClass(name=name, slo=slo, is_harvest=name == "batch", queue_max=1, late="wait")
+        for name, slo in slos.items()
+    }
+
+    def ask(number: int, name: str, at: float, tokens: int, output: int) -> Ask:
+        request = Request(
+            id=number,
+            class_name=name,
+            arrived_at=Instant(at),
+            prompt_tokens=Tokens(1),
+            output_tokens_max=Tokens(tokens),
+            ttft_s=Seconds(0.5) if name == "voice" else None,
+        )
+        return Ask(request, output)
+
+    world = World(
+        strategy="slack",
+        classes=classes,
+        capacity=Capacity(
+            slots=8,
+            kv_blocks=Blocks(130),
+            block_tokens=Tokens(1),
+            step_tokens_max=Tokens(16),
+            context_tokens_max=Tokens(1000),
+        ),
+        step_s=0.0001,
+        prefill_s=0.001,
+        asks=[
+            ask(0, "chat", 0.0, 20, 20),
+            ask(1, "batch", 0.0, 20, 20),
+            ask(2, "batch", 0.01, 60, 60),
+            ask(3, "chat", 0.01, 20, 1),
+            ask(4, "chat", 0.01, 20, 20),
+            ask(5, "chat", 0.01, 20, 1),
+            ask(6, "voice", 0.01, 20, 20),
+        ],
+    )
+    patient, eager = Trace(world, is_skipping=True), Trace(world, is_skipping=False)
+    assert patient.steps == eager.steps
+    urgent = next(i for i, (_, decodes, _) in enumerate(eager.steps) if 2 in decodes)
+    assert any(2 not in decodes for _, decodes, _ in eager.steps[urgent:]), "it had to wait again"

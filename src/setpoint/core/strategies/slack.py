@@ -99,7 +99,8 @@ class Slack(Strategy):
         self._decode(draft, protected, harvest)
         if len(draft.decodes) == len(ledger.sequences):
             return
-        limits = self._limits(draft, state, {*draft.left_out()} if len(draft.decodes) < len(protected) else ())
+        left_out = {*draft.left_out()} if len(draft.decodes) < len(protected) else ()
+        limits = self._limits(draft, draft.seconds, state, left_out)
         draft.cap_s = limits.cap_s
         spare_s = self._prefill(draft, limits, state, urgency)
         if draft.is_empty or (ledger.harvests and self._options.is_harvesting):
@@ -114,7 +115,12 @@ class Slack(Strategy):
         head = next(ledger.waiting_from(), None)
         if head is not None and not head.is_harvest:
             return Horizon(1)
-        limits = self._limits(draft, state, ())
+        protected, spare = parted(ledger.decodes, Urgency.of(state))
+        if len(spare) < len(ledger.decodes.harvest):
+            # urgent batch work is not while it runs: a step takes more from what is left than from its window
+            return Horizon(1)
+        own_s = state.step_time.seconds(len(protected), ledger.decodes.context(protected)) if protected else 0.0
+        limits = self._limits(draft, own_s, state, ())
         cap_s = limits.harvest_s
         if limits.cap_s is not None and limits.tightest is not None:
             cap_s = min(cap_s, limits.cap_s)
@@ -143,26 +149,27 @@ class Slack(Strategy):
             draft.preempt(victim)
         decode_or_preempt(draft, protected, first_come)
 
-    def _limits(self, draft: Draft, state: State, left_out: Collection[Sequence]) -> _Limits:
-        """Return the limits; `left_out`: the protected that do not decode in this step."""
+    def _limits(self, draft: Draft, own_s: float, state: State, left_out: Collection[Sequence]) -> _Limits:
+        """Return the limits; the protected decodes alone take `own_s`, but for `left_out`, which stand still."""
         arrival_s = self.setpoints.longest_step_s(state.now)
-        cap_s, tightest = self._least_room(draft, state.now, left_out) if self._options.is_sized else (None, None)
+        cap_s, tightest = self._least_room(own_s, state, left_out) if self._options.is_sized else (None, None)
         harvest_s = arrival_s
         if state.ledger.harvests:
-            own_s = max(draft.seconds, state.step_time.seconds(1, 0))
-            harvest_s = self.setpoints.longest_harvest_s(state.now, own_s)
+            harvest_s = self.setpoints.longest_harvest_s(state.now, max(own_s, state.step_time.seconds(1, 0)))
             if cap_s is not None:
                 bold = self.setpoints.boldness(state.now)
-                harvest_s = min(harvest_s, draft.seconds + bold * max(0.0, cap_s - draft.seconds))
+                harvest_s = min(harvest_s, own_s + bold * max(0.0, cap_s - own_s))
         least = self._options.chunk_min
         work = chunk_work(state.ledger.capacity.context_tokens_max, least)
         floor_s = state.step_time.seconds(len(draft.decodes), draft.context_tokens, least, work, 1)
-        own_s = max(arrival_s, floor_s)
-        if cap_s is None or own_s < cap_s:
-            return _Limits(own_s, None, harvest_s)
+        longest_s = max(arrival_s, floor_s)
+        if cap_s is None or longest_s < cap_s:
+            return _Limits(longest_s, None, harvest_s)
         return _Limits(cap_s, tightest, harvest_s)
 
-    def _least_room(self, draft: Draft, now: float, left_out: Collection[Sequence]) -> tuple[float | None, int | None]:
+    def _least_room(
+        self, own_s: float, state: State, left_out: Collection[Sequence]
+    ) -> tuple[float | None, int | None]:
         """Return the least share of its slack that a protected decode gives to others, and whose that is.
 
         Those that can no longer attain their SLO do not count, since to wait for them would only keep others out: those
@@ -171,12 +178,12 @@ class Slack(Strategy):
         other).
         """
         cap_s, tightest = None, None
-        for name, tpot_s, sequences in draft.ledger.decodes.protected.by_deadline():
-            gain_s = max(0.0, tpot_s - draft.seconds)
+        for name, tpot_s, sequences in state.ledger.decodes.protected.by_deadline():
+            gain_s = max(0.0, tpot_s - own_s)
             for sequence in sequences:
                 output = sequence.output_tokens
-                slack = sequence.anchor + output * tpot_s - now
-                is_lost = draft.seconds - slack > (sequence.output_tokens_max - output) * gain_s
+                slack = sequence.anchor + output * tpot_s - state.now
+                is_lost = own_s - slack > (sequence.output_tokens_max - output) * gain_s
                 if is_lost or sequence in left_out:
                     continue
                 room = self.setpoints.pace(name) * slack
