@@ -5,10 +5,11 @@
 
 DIR is a folder with a vLLM that has setpoint installed beside it, and a small model. Each setting has a server of its
 own: stock first come first served and stock `priority` (class and deadline in the number), with swept
-`--max-num-batched-tokens`, and the plug-in, untuned, with `qoserve` and with `slack`. All of them run at once (2.5 GB
-each), and are asked in turns, one at a time: a shared machine may be twice as fast in one minute as in another, so that
-whoever stood a rung apart would be measured on another machine. Before each run a request that has the server to itself
-tells how fast the machine is; targets and rates of the run are scaled by that, and what is printed is scaled back.
+`--max-num-batched-tokens` and with fewer sequences at once, and the plug-in, untuned, with `qoserve` and with `slack`.
+All of them run at once (2.5 GB each), and are asked in turns, one at a time: a shared machine may be twice as fast in
+one minute as in another, so that whoever stood a rung apart would be measured on another machine. Before each run a
+request that has the server to itself tells how fast the machine is; targets and rates of the run are scaled by that,
+and what is printed is scaled back.
 
 Each setting climbs the same ladders of chat rates, with the same draws, until too few requests are in time: chat
 beside a backlog that is never empty, chat alone, and chat alone under tighter targets; then a load with loose targets
@@ -56,9 +57,18 @@ __all__ = ["Setting", "server"]
 
 T = TypeVar("T")
 
-BUDGETS = {"priority": (256, 64, 1024), "fcfs": (256,)}
-"""Token budgets by policy; the bound is that of the first, which is therefore none that would hold prompts back."""
-QUICK_BUDGETS = {"priority": (256,)}
+FEW = SEQUENCES // 4
+STOCKS = (
+    ("priority", 256, SEQUENCES),
+    ("priority", 64, SEQUENCES),
+    ("priority", 1024, SEQUENCES),
+    ("priority", 256, FEW),
+    ("fcfs", 256, SEQUENCES),
+)
+"""Policy, token budget and sequences at once of the stock settings.
+
+The bound is that of the first, whose budget is therefore none that would hold prompts back.
+"""
 BESIDE = (0.1, 0.3, 0.5, 0.7, 0.9)
 ALONE = (0.5, 0.7, 0.9)
 TIGHTLY = (0.3, 0.5, 0.7, 0.9)
@@ -135,25 +145,19 @@ class Yardstick:
 
 def stocks(*, is_quick: bool) -> list[Setting]:
     """Return the stock settings that are compared; the first is the one that gives the yardstick."""
-    budgets = QUICK_BUDGETS if is_quick else BUDGETS
-    return [sized(stock(policy, budget)) for policy, swept in budgets.items() for budget in swept]
+    return [stock(*one) for one in (STOCKS[:1] if is_quick else STOCKS)]
 
 
 def plugins(slo: Slo) -> list[Setting]:
     """Return the settings of the plug-in that are compared."""
-    return [sized(plugin(strategy, classes_of(slo))) for strategy in ("qoserve", "slack")]
-
-
-def sized(setting: Setting, *more: str) -> Setting:
-    """Return a setting with the flags that all share."""
-    return setting._replace(flags=("--max-num-seqs", str(SEQUENCES), *more, *setting.flags))
+    return [plugin(strategy, classes_of(slo), SEQUENCES) for strategy in ("qoserve", "slack")]
 
 
 def yardstick(url: str, args: argparse.Namespace) -> Yardstick:
     """Profile a stock server over HTTP, and let it empty a backlog of chat."""
     target = identify(EndpointTarget(url=url, engine="vllm", api="completions"))
     lexicon = learn_words(target)
-    client = Client(url, stock("fcfs", 0), lexicon, args.seed)
+    client = Client(url, stock("fcfs", 0, 0), lexicon, args.seed)
     client.empty(16)
     over_at = time.monotonic() + (15.0 if args.quick else 40.0)
     found = profile(
@@ -242,7 +246,8 @@ def answers(setting: Setting, by: Yardstick, args: argparse.Namespace) -> list[s
     The weights are float32: with fewer bits the sums depend on who else is in the step, whatever the scheduler.
     """
     asked: dict[str, object] = {"model": "model", "max_tokens": ANSWER_TOKENS, "temperature": 0.0}
-    with server(args, sized(setting, "--dtype", "float32")) as url, ThreadPoolExecutor(1 + len(QUESTIONS)) as pool:
+    exact = setting._replace(flags=(*setting.flags, "--dtype", "float32"))
+    with server(args, exact) as url, ThreadPoolExecutor(1 + len(QUESTIONS)) as pool:
 
         def answer(question: str) -> str:
             body = asked | {"prompt": question}
@@ -326,8 +331,8 @@ def main() -> None:
     with ExitStack() as servers:
         url = servers.enter_context(server(args, first))
         by = yardstick(url, args)
-        plain = stock("fcfs", 256)
-        asked = {"stock": plain, "stock again": plain, "plug-in": plugin("slack", classes_of(by.slo))}
+        plain = stock("fcfs", 256, SEQUENCES)
+        asked = {"stock": plain, "stock again": plain, "plug-in": plugins(by.slo)[-1]}
         said = {name: answers(setting, by, args) for name, setting in asked.items()}
         wanted = [one for one in (*others, *plugins(by.slo)) if re.search(args.only, one.name)]
         urls = {first: url} | {one: servers.enter_context(server(args, one)) for one in wanted}

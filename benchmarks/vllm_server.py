@@ -33,16 +33,17 @@ class Setting(NamedTuple):
     strategy: str | None = None
 
 
-def stock(policy: str, budget: int) -> Setting:
-    """Return a stock vLLM with a scheduling policy and a token budget."""
-    flags = ("--scheduling-policy", policy, "--max-num-batched-tokens", str(budget))
-    return Setting(f"stock {policy} {budget}", flags, policy)
+def stock(policy: str, budget: int, sequences: int) -> Setting:
+    """Return a stock vLLM with a scheduling policy, a token budget, and so many sequences at once."""
+    flags = ("--scheduling-policy", policy, "--max-num-batched-tokens", str(budget), "--max-num-seqs", str(sequences))
+    return Setting(f"stock {policy} {budget}, {sequences} at once", flags, policy)
 
 
-def plugin(strategy: str, classes: Mapping[str, object]) -> Setting:
+def plugin(strategy: str, classes: Mapping[str, object], sequences: int) -> Setting:
     """Return the plug-in with a strategy and the classes that its user would configure, as in a `setpoint.toml`."""
     table = {"strategy": strategy, "default_class": "chat", "classes": classes}
-    flags = ("--scheduler-cls", SCHEDULER, "--additional-config", json.dumps({"setpoint": table}))
+    options = json.dumps({"setpoint": table})
+    flags = ("--scheduler-cls", SCHEDULER, "--additional-config", options, "--max-num-seqs", str(sequences))
     return Setting(f"plug-in {strategy}", flags, "fcfs", strategy)
 
 
