@@ -55,12 +55,21 @@ NEVER = float("inf")
 
 
 class Load(NamedTuple):
-    """What is asked of a server: chat at `rate` (0: none) for `seconds`, beside the backlog or not, held to `slo`."""
+    """What is asked of a server: chat at `rate` (0: none) for `seconds`, beside the backlog or not, held to `slo`.
+
+    The first `fill_s`, a tenth at least, do not count.
+    """
 
     rate: float
     seconds: float
     slo: Slo
     has_backlog: bool = True
+    fill_s: float = 0.0
+
+    @property
+    def start_s(self) -> float:
+        """When what is seen begins to count."""
+        return max(self.fill_s, WARM_UP * self.seconds)
 
 
 class Seen(NamedTuple):
@@ -103,7 +112,7 @@ class Client:
         is_over = threading.Event()
         with ThreadPoolExecutor(2) as pool:
             batch = pool.submit(self._batch, load, number, is_over) if load.has_backlog else None
-            watch = pool.submit(self._tokens_per_s, load.seconds)
+            watch = pool.submit(self._tokens_per_s, load)
             try:
                 chat = self._chat(load, number) if load.rate else self._idle(load.seconds)
                 tokens_per_s = watch.result()
@@ -169,11 +178,11 @@ class Client:
         time.sleep(seconds)
         return []
 
-    def _tokens_per_s(self, seconds: float) -> float:
+    def _tokens_per_s(self, load: Load) -> float:
         """Return the tokens a second that the server computes from the end of the warm-up on."""
-        time.sleep(max(1.0, WARM_UP * seconds))
+        time.sleep(max(1.0, load.start_s))
         began_at, before = time.monotonic(), tokens_done(self._url)
-        time.sleep(max(1.0, (1.0 - 1.5 * WARM_UP) * seconds))
+        time.sleep(max(1.0, (1.0 - 0.5 * WARM_UP) * load.seconds - load.start_s))
         return (tokens_done(self._url) - before) / (time.monotonic() - began_at)
 
     def _target(self, slo: Slo | None) -> EndpointTarget:
@@ -209,7 +218,7 @@ def _share(good: Sequence[bool]) -> float:
 def judged(load: Load, chat: list[RequestRecord], tokens_per_s: float, failed: int) -> Seen:
     """Return what came of a load, less the warm-up."""
     start = min((r.scheduled_at for r in chat), default=0.0)
-    records = [r for r in chat if r.scheduled_at >= start + WARM_UP * load.seconds]
+    records = [r for r in chat if r.scheduled_at >= start + load.start_s]
     ttft = sorted(NEVER if r.ttft_s is None else r.ttft_s for r in records) or [NEVER]
     tpot = sorted(r.tpot_s for r in records if r.tpot_s is not None) or [NEVER]
     good = sum(met(r, load.slo) for r in records)

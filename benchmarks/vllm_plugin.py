@@ -13,7 +13,7 @@ and what is printed is scaled back.
 
 Each setting climbs the same ladders of chat rates, with the same draws, until too few requests are in time: chat
 beside a backlog that is never empty, chat alone, and chat alone under tighter targets; then a load with loose targets
-beside the backlog, in several short rounds, and the three tiers of QoServe. Where there is one class, stock `priority`
+beside the backlog, in two rounds, and the three tiers of QoServe. Where there is one class, stock `priority`
 does what first come first served does, and `qoserve` is not asked. Rates are shares of the *bound*, at which a stock
 server empties a backlog of chat. A setting's capacity is the rate at which attainment, made monotone, crosses 95%.
 
@@ -33,6 +33,7 @@ import argparse
 import re
 import sys
 import time
+from collections.abc import Container
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -74,7 +75,10 @@ ALONE = (0.5, 0.7, 0.9)
 TIGHTLY = (0.3, 0.5, 0.7, 0.9)
 QUICK_RUNGS = 2
 LOOSE_AT = 0.3
-LOOSE_ROUNDS, LOOSE_S = 4, 14.0
+LOOSE_ROUNDS, LOOSE_S, LOOSE_FILL_S = 2, 50.0, 20.0
+"""Rounds, seconds of each, and seconds after which its tokens count: an empty server is filled with prompts first."""
+PARTS = ("alone", "tight", "loose", "tiers", "answers")
+"""What can be left out; chat beside the backlog cannot."""
 TIERS_AT = 0.8
 RUNG_S, QUICK_RUNG_S = 25.0, 12.0
 RUNG_REQUESTS = 30
@@ -111,8 +115,8 @@ class Contender:
 
     @property
     def loose_tokens_per_s(self) -> float:
-        """The throughput under loose targets, the median of the rounds."""
-        return median(one.tokens_per_s for one in self.loose)
+        """The throughput under loose targets, the median of the rounds; 0 without any."""
+        return median([one.tokens_per_s for one in self.loose] or [0.0])
 
     @property
     def loose_attainment(self) -> float:
@@ -176,38 +180,35 @@ def yardstick(url: str, args: argparse.Namespace) -> Yardstick:
     return Yardstick(slo, bound, beat_s, lexicon)
 
 
-def contest(contenders: list[Contender], by: Yardstick, *, is_quick: bool) -> None:
-    """Offer every load to all, in turns."""
+def contest(contenders: list[Contender], by: Yardstick, parts: Container[str], *, is_quick: bool) -> None:
+    """Offer every load that is among `parts` to all, in turns."""
     seconds, rungs = (QUICK_RUNG_S, QUICK_RUNGS) if is_quick else (RUNG_S, None)
     single = [one for one in contenders if one.is_for_chat_alone]
     for one in contenders:
-        offered(one, by, 0.2, by.slo, WARM_UP_S, has_backlog=True)
-    climb([(one, one.beside) for one in contenders], by, BESIDE[:rungs], by.slo, seconds, has_backlog=True)
-    climb([(one, one.alone) for one in single], by, ALONE[:rungs], by.slo, seconds)
-    climb([(one, one.tight) for one in single], by, TIGHTLY[:rungs], tightened(by.slo), seconds)
-    for turn in range(1 if is_quick else LOOSE_ROUNDS):
+        offered(one, by, Load(0.2 * by.bound, WARM_UP_S, by.slo))
+    climb([(one, one.beside) for one in contenders], by, BESIDE[:rungs], Load(0.0, seconds, by.slo))
+    if "alone" in parts:
+        climb([(one, one.alone) for one in single], by, ALONE[:rungs], Load(0.0, seconds, by.slo, has_backlog=False))
+    if "tight" in parts:
+        tight = Load(0.0, seconds, tightened(by.slo), has_backlog=False)
+        climb([(one, one.tight) for one in single], by, TIGHTLY[:rungs], tight)
+    loose = Load(LOOSE_AT * by.bound, LOOSE_S, loosened(by.slo), fill_s=LOOSE_FILL_S)
+    for turn in range((1 if is_quick else LOOSE_ROUNDS) if "loose" in parts else 0):
         for one in turned(contenders, turn):
-            one.loose.append(offered(one, by, LOOSE_AT, loosened(by.slo), LOOSE_S, has_backlog=True))
-    for one in [one for one in contenders if one.is_for_chat_alone or not one.is_stock]:
+            one.loose.append(offered(one, by, loose))
+    for one in [one for one in contenders if one.is_for_chat_alone or not one.is_stock] if "tiers" in parts else []:
         slow = by.slowness(one.client)
         one.tiers = one.client.tiers(TIERS_AT * by.bound / slow, seconds, loosened(by.slo, slow))
 
 
-def climb(
-    ladders: list[tuple[Contender, list[Seen]]],
-    by: Yardstick,
-    shares: tuple[float, ...],
-    slo: Slo,
-    seconds: float,
-    *,
-    has_backlog: bool = False,
-) -> None:
-    """Offer rising rates to all in turns, to each until too few requests meet their targets; add what was seen."""
+def climb(ladders: list[tuple[Contender, list[Seen]]], by: Yardstick, shares: tuple[float, ...], load: Load) -> None:
+    """Offer `load` at rising rates to all in turns, until too few requests meet their targets; add what was seen."""
     for turn, share in enumerate(shares):
         going = [(one, seen) for one, seen in ladders if not seen or seen[-1].rung.attainment >= GIVEN_UP]
-        lasts_s = max(seconds, min(2.0 * seconds, RUNG_REQUESTS / (share * by.bound)))
+        rate = share * by.bound
+        seconds = max(load.seconds, min(2.0 * load.seconds, RUNG_REQUESTS / rate))
         for one, seen in turned(going, turn):
-            seen.append(offered(one, by, share, slo, lasts_s, has_backlog=has_backlog))
+            seen.append(offered(one, by, load._replace(rate=rate, seconds=seconds)))
 
 
 def turned(those: list[T], turn: int) -> list[T]:
@@ -216,17 +217,17 @@ def turned(those: list[T], turn: int) -> list[T]:
     return those[first:] + those[:first]
 
 
-def offered(one: Contender, by: Yardstick, share: float, slo: Slo, seconds: float, *, has_backlog: bool) -> Seen:
-    """Offer chat at a share of the bound, scaled to the machine as it is now; return what came of it, scaled back.
+def offered(one: Contender, by: Yardstick, load: Load) -> Seen:
+    """Offer a load, scaled to the machine as it is now; return what came of it, scaled back.
 
     A rate is scaled back by what the machine was before and after.
     """
     before = by.slowness(one.client)
-    seen = one.client.run(Load(share * by.bound / before, seconds, loosened(slo, before), has_backlog))
+    seen = one.client.run(load._replace(rate=load.rate / before, slo=loosened(load.slo, before)))
     slow = 0.5 * (before + by.slowness(one.client))
     rung = msgspec.structs.replace(
         seen.rung,
-        rate=share * by.bound,
+        rate=load.rate,
         ttft_p95_s=seen.rung.ttft_p95_s / slow,
         tpot_p95_s=seen.rung.tpot_p95_s / slow,
         batch_tokens_per_s=seen.rung.batch_tokens_per_s * slow,
@@ -294,22 +295,27 @@ def ratios(contenders: list[Contender], by: Yardstick, said: dict[str, list[str]
     slack, beside = plugged["slack"], held(plugged["slack"].beside)
     busiest = max(plain, key=lambda one: one.loose_tokens_per_s)
     throughput = [a.tokens_per_s / b.tokens_per_s for a, b in zip(slack.loose, busiest.loose, strict=True)]
-    return {
+    found: dict[str, float | None] = {
         "over_best_stock": beside / max(held(one.beside) for one in plain),
         "over_qoserve": beside / held(plugged["qoserve"].beside) if "qoserve" in plugged else None,
-        "of_stock_without_batch": beside / max(held(one.alone) for one in single),
-        "alone_over_stock": held(slack.tight) / max(held(one.tight) for one in single),
-        "loose_attainment": slack.loose_attainment - max(one.loose_attainment for one in plain),
-        "throughput_of_stock": median(throughput),
-        "throughput_low": min(throughput),
-        "throughput_high": max(throughput),
-        "tiers_over_stock": slack.tiers["all"] / max(one.tiers["all"] for one in single),
-        "same_answers": same(said["stock"], said["plug-in"]),
-        "same_answers_stock": same(said["stock"], said["stock again"]),
-        "planning_of_step": slack.planning(),
-        "bound_rps": by.bound,
-        "slowest_over_fastest": max(by.beats_s) / min(by.beats_s),
     }
+    if slack.alone:
+        found["of_stock_without_batch"] = beside / max(held(one.alone) for one in single)
+    if slack.tight:
+        found["alone_over_stock"] = held(slack.tight) / max(held(one.tight) for one in single)
+    if throughput:
+        found["loose_attainment"] = slack.loose_attainment - max(one.loose_attainment for one in plain)
+        found["throughput_of_stock"] = median(throughput)
+        found["throughput_low"], found["throughput_high"] = min(throughput), max(throughput)
+    if slack.tiers:
+        found["tiers_over_stock"] = slack.tiers["all"] / max(one.tiers["all"] for one in single)
+    if said:
+        found["same_answers"] = same(said["stock"], said["plug-in"])
+        found["same_answers_stock"] = same(said["stock"], said["stock again"])
+    found["planning_of_step"] = slack.planning()
+    found["bound_rps"] = by.bound
+    found["slowest_over_fastest"] = max(by.beats_s) / min(by.beats_s)
+    return found
 
 
 def same(these: list[str], those: list[str]) -> float:
@@ -320,6 +326,7 @@ def same(these: list[str], those: list[str]) -> float:
 def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--vllm", default="vllm", help="the vllm command (default: vllm)")
     parser.add_argument("--only", default="", help="settings beside the first whose names this expression finds")
+    parser.add_argument("--parts", default=",".join(PARTS), help="loads beside the first (default: %(default)s)")
 
 
 def main() -> None:
@@ -327,17 +334,20 @@ def main() -> None:
     args = arguments(__doc__ or "", _options)
     if args.model is None:
         sys.exit("--model: name the folder of a model that vLLM can read")
+    parts = {*filter(None, args.parts.split(","))}
+    if not parts <= {*PARTS}:
+        sys.exit(f"--parts: choose from {','.join(PARTS)}")
     first, *others = stocks(is_quick=args.quick)
     with ExitStack() as servers:
         url = servers.enter_context(server(args, first))
         by = yardstick(url, args)
         plain = stock("fcfs", 256, SEQUENCES)
         asked = {"stock": plain, "stock again": plain, "plug-in": plugins(by.slo)[-1]}
-        said = {name: answers(setting, by, args) for name, setting in asked.items()}
+        said = {name: answers(one, by, args) for name, one in asked.items()} if "answers" in parts else {}
         wanted = [one for one in (*others, *plugins(by.slo)) if re.search(args.only, one.name)]
         urls = {first: url} | {one: servers.enter_context(server(args, one)) for one in wanted}
         contenders = [Contender(one, where, Client(where, one, by.lexicon, args.seed)) for one, where in urls.items()]
-        contest(contenders, by, is_quick=args.quick)
+        contest(contenders, by, parts, is_quick=args.quick)
         found = ratios(contenders, by, said)
     report("vllm_plugin", found, [row(one, by) for one in contenders], args)
 
