@@ -72,12 +72,12 @@ def llama_server(args: argparse.Namespace) -> Trial:
 def vllm(args: argparse.Namespace) -> Trial:
     """Return vLLM with chat beside batch work, without the plug-in among the knobs and with it.
 
-    Requests are small, so that a processor serves enough of them to tell settings apart in minutes.
+    Chat is short, and batch work rare, so that a processor serves enough to tell settings apart in minutes.
     """
     if args.model is None:
         sys.exit("error: --model: name the folder of a model that vLLM can read")
     flags = "--enforce-eager --max-model-len 1024"
-    load = ("--mix", "chat=0.6,batch=0.4", "--prompt", "64", "--output", "16", "--ttft-ms", "800", "--tpot-ms", "120")
+    load = ("--mix", "chat=0.9,batch=0.1", "--prompt", "64", "--output", "16", "--ttft-ms", "800", "--tpot-ms", "120")
     base = (args.model, "--engine", "vllm", "--command", args.command, "--engine-args", flags, *load)
     own = ("--only", "batched_tokens,sequences", "--knob", "batched_tokens=64,256", "--knob", "sequences=8")
     both = ("--only", "batched_tokens,scheduler", "--knob", "batched_tokens=64,256")
