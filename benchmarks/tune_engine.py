@@ -52,12 +52,12 @@ class Trial(NamedTuple):
 
 
 def known(folder: Path) -> Trial:
-    """Return the engine whose capacity is known: 1 to 8 slots, 10 to 30 ms a token, and a mode that crashes."""
+    """Return the engine whose capacity is known: 1 to 4 slots, 10 or 20 ms a token, and a mode that crashes."""
     script = folder / "engine.sh"
     script.write_text(SCRIPT.format(binary=build(folder)))
     script.chmod(0o755)
     load = ("--prompt", "12", "--output", "16", "--ttft-ms", "300", "--tpot-ms", "100", "--users", "16")
-    knobs = ("--knob", "--slots=2,1,4,8", "--knob", "--itl=20,10,30", "--knob", "--mode=ok,broken")
+    knobs = ("--knob", "--slots=2,1,4", "--knob", "--itl=20,10", "--knob", "--mode=ok,broken")
     return Trial("known", ("--launch", str(script), *load, "--percentile", "0.9"), knobs)
 
 
@@ -134,10 +134,10 @@ def main() -> None:
     def extend(parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--engine", choices=("known", "llama-server", "vllm"), default="known")
         parser.add_argument("--command", default="vllm", help="the vllm command (default: vllm)")
-        parser.add_argument("--minutes", type=float, help="of each run of the tuner (default: 10; with --quick 3)")
+        parser.add_argument("--minutes", type=float, help="of each run of the tuner (default: 10; with --quick 5)")
 
     args = arguments(__doc__ or "", extend)
-    minutes = args.minutes or (3.0 if args.quick else 10.0)
+    minutes = args.minutes or (5.0 if args.quick else 10.0)
     with tempfile.TemporaryDirectory(prefix="setpoint-tune-engine-") as name:
         folder = Path(name)
         made = {"known": lambda: known(folder), "llama-server": lambda: llama_server(args), "vllm": lambda: vllm(args)}

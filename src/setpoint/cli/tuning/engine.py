@@ -161,10 +161,10 @@ class EngineTuner:
         """Carry out one evaluation, and keep what it came to."""
         begun_at = time.monotonic()
         self._talk.doing(f"{words_of(step.setting)}: starting")
-        seconds = min(FIRST_MAX_S, max(FIRST_MIN_S, FIRST_SHARE * search_s)) * 2.0**step.rung
         before = self.trials.get(step.setting, [])
         try:
             with self._served(step.setting, folder) as (running, setup):
+                seconds = self._lasting_s(search_s) * 2.0**step.rung
                 self._talk.doing(f"{words_of(step.setting)}: measuring for about {seconds:.0f} s")
                 outcome = self._survived(
                     running, evaluate(self.bench, setup, before, seconds=seconds, rival_rps=self._rival(step))
@@ -177,6 +177,11 @@ class EngineTuner:
         self.history.append(_evaluation(step, outcome, time.monotonic() - begun_at))
         self._keep()
         self._talk.say(_line(self.history[-1]))
+
+    def _lasting_s(self, search_s: float) -> float:
+        """Return how long a first evaluation measures: its share of the time, and no less than a start takes."""
+        start_s = sum(self._start_s) / len(self._start_s)
+        return min(FIRST_MAX_S, max(FIRST_MIN_S, FIRST_SHARE * search_s, start_s))
 
     def _rival(self, step: Evaluate) -> float:
         """Return what another setting surely holds; the defaults are measured in any case."""
