@@ -65,7 +65,7 @@ def llama_server(args: argparse.Namespace) -> Trial:
     """Return llama-server with a small model under targets that leave it a choice."""
     model = str(quantized_model(resolve_model(args.model), args.quantize))
     load = ("--prompt", "48", "--output", "24", "--ttft-ms", "1000", "--tpot-ms", "100", "--users", "32")
-    space = ("--only", "slots,ubatch", "--knob", "slots=2,8,16", "--knob", "ubatch=64")
+    space = ("--only", "slots,ubatch", "--knob", "slots=2,16", "--knob", "ubatch=64")
     return Trial("llama-server", (model, "--engine", "llama-server", *load, "--context", "512"), space)
 
 
