@@ -280,8 +280,8 @@ def row(came: Contender, by: Yardstick) -> dict[str, object]:
         **{f"alone {one.rung.rate:.2f}/s": f"{one.rung.attainment:.3f}" for one in came.alone},
         "chat/s alone, tight": capacity_of([one.rung for one in came.tight]) if came.tight else None,
         **{f"tight {one.rung.rate:.2f}/s": f"{one.rung.attainment:.3f}" for one in came.tight},
-        "loose": came.loose_attainment,
-        "tokens/s, loose": came.loose_tokens_per_s,
+        "loose": came.loose_attainment if came.loose else None,
+        "tokens/s, loose": came.loose_tokens_per_s if came.loose else None,
         **{f"{name}, tiers" if name == "chat" else name: share for name, share in came.tiers.items()},
         "failed": sum(one.failed for one in (*came.beside, *came.alone, *came.tight, *came.loose)),
     }
