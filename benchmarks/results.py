@@ -4,7 +4,8 @@
 
 Without names: all those of the embedded engine. Each is run as its own command with `--json`; its object is kept as
 docs/results/NAME.json, and the page is made anew from all that is kept there, so that one benchmark can be repeated
-alone. Nothing is left out and nothing is rounded in favour of anyone.
+alone; what one gave with other options is kept there by hand, under a longer name. Nothing is left out and nothing is
+rounded in favour of anyone.
 """
 
 import argparse
@@ -58,7 +59,7 @@ def page(results: Mapping[str, Mapping[str, Any]]) -> str:
 
 def section(name: str, found: Mapping[str, Any]) -> str:
     """Return one benchmark as Markdown: its claim, how it was run, the ratios, the rows."""
-    doc = (HERE / f"{name}.py").read_text(encoding="utf-8").split('"""')[1].strip().splitlines()
+    doc = (HERE / f"{found.get('benchmark', name)}.py").read_text(encoding="utf-8").split('"""')[1].strip().splitlines()
     machine = found.get("machine", {})
     where = ", ".join(f"{key} {value}" for key, value in machine.items())
     ratios = [{"ratio": f"`{key}`", "value": value} for key, value in found["ratios"].items()]
