@@ -275,11 +275,14 @@ def row(came: Contender, by: Yardstick) -> dict[str, object]:
         "TTFT P95/P99 ms": f"{1e3 * worst.rung.ttft_p95_s:.0f}/{1e3 * worst.ttft_p99_s:.0f}",
         "TPOT P95/P99 ms": f"{1e3 * worst.rung.tpot_p95_s:.0f}/{1e3 * worst.tpot_p99_s:.0f}",
         "goodput/s": max(one.goodput for one in came.beside),
-        **{f"{r.rate:.2f}/s": f"{r.attainment:.3f} of {r.requests}" for r in rungs},
+        **{f"{r.rate:.2f}/s": f"{r.attainment:.3f} of {r.requests}, TTFT {r.ttft_attainment:.3f}" for r in rungs},
         "chat/s alone": capacity_of([one.rung for one in came.alone]) if came.alone else None,
         **{f"alone {one.rung.rate:.2f}/s": f"{one.rung.attainment:.3f}" for one in came.alone},
         "chat/s alone, tight": capacity_of([one.rung for one in came.tight]) if came.tight else None,
-        **{f"tight {one.rung.rate:.2f}/s": f"{one.rung.attainment:.3f}" for one in came.tight},
+        **{
+            f"tight {one.rung.rate:.2f}/s": f"{one.rung.attainment:.3f}, TTFT {one.rung.ttft_attainment:.3f}"
+            for one in came.tight
+        },
         "loose": came.loose_attainment if came.loose else None,
         "tokens/s, loose": came.loose_tokens_per_s if came.loose else None,
         **{f"{name}, tiers" if name == "chat" else name: share for name, share in came.tiers.items()},
