@@ -11,7 +11,13 @@ import pytest
 from setpoint.engines.llamacpp.starter import resolve_model
 from setpoint.loadgen.ceiling import null_server
 
-COMMAND = "import sys; from setpoint.cli import main; main(sys.argv[1:])"
+COMMAND = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from setpoint.cli import main
+main(sys.argv[1:])
+"""
+"""A shell has what it runs in the background ignore SIGINT, and so would the command of a test that is run there."""
 
 Start = Callable[..., "subprocess.Popen[str]"]
 
