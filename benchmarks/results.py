@@ -59,7 +59,7 @@ def page(results: Mapping[str, Mapping[str, Any]]) -> str:
 
 def section(name: str, found: Mapping[str, Any]) -> str:
     """Return one benchmark as Markdown: its claim, how it was run, the ratios, the rows."""
-    doc = (HERE / f"{found.get('benchmark', name)}.py").read_text(encoding="utf-8").split('"""')[1].strip().splitlines()
+    doc = (HERE / f"{found['benchmark']}.py").read_text(encoding="utf-8").split('"""')[1].strip().splitlines()
     machine = found.get("machine", {})
     where = ", ".join(f"{key} {value}" for key, value in machine.items())
     ratios = [{"ratio": f"`{key}`", "value": value} for key, value in found["ratios"].items()]

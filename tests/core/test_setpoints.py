@@ -1,4 +1,4 @@
-"""What `slack` reckons with: the tightest TTFT target of late."""
+"""What `slack` reckons with: the tightest TTFT target of late, and who had time to spare."""
 
 from math import log
 

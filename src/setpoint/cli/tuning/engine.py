@@ -10,6 +10,7 @@ import json
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from statistics import fmean
 
 import msgspec
 
@@ -96,6 +97,7 @@ class EngineTuner:
         self.dropped: dict[Setting, str] = {}
         self.is_cut = False
         self._start_s: list[float] = []
+        self._search_s = (1.0 - CHECK_SHARE) * ask.total_s
         shown = [one for name, one in ask.classes.items() if name in ask.demand.shares]
         self.bench = Bench(
             objectives=objectives_of(shown),
@@ -133,23 +135,21 @@ class EngineTuner:
     # --------------------------------------------------------------------------------------------------------- search
 
     def _search(self, folder: Path) -> None:
-        search_s = (1.0 - CHECK_SHARE) * self.ask.total_s
+        ask = self.ask
         while True:
             step = next_evaluation(
-                self.history, self.ask.engine, search_s=search_s, seed=self.ask.seed, is_possible=self._is_possible
+                self.history, ask.engine, search_s=self._search_s, seed=ask.seed, is_possible=self._is_possible
             )
             if step is None:
                 return
-            self._one(step, folder, search_s)
+            self._one(step, folder)
 
     def _grid(self, folder: Path) -> None:
         """Measure every setting for as long as a finalist."""
         known = {one.setting for one in self.history}
         for setting in self.ask.engine.settings():
             if setting not in known and self._is_possible(setting):
-                self._one(
-                    Evaluate(setting=setting, rung=len(SHARES) - 1), folder, (1.0 - CHECK_SHARE) * self.ask.total_s
-                )
+                self._one(Evaluate(setting=setting, rung=len(SHARES) - 1), folder)
 
     def _is_possible(self, setting: Setting) -> bool:
         reason = why_not(self.ask.engine, setting, self.ask.room)
@@ -157,14 +157,15 @@ class EngineTuner:
             self.dropped[setting] = reason
         return reason is None
 
-    def _one(self, step: Evaluate, folder: Path, search_s: float) -> None:
-        """Carry out one evaluation, and keep what it came to."""
+    def _one(self, step: Evaluate, folder: Path) -> None:
+        """Carry out one evaluation, a first one no shorter than a start, and keep what it came to."""
         begun_at = time.monotonic()
         self._talk.doing(f"{words_of(step.setting)}: starting")
         before = self.trials.get(step.setting, [])
         try:
             with self._served(step.setting, folder) as (running, setup):
-                seconds = self._lasting_s(search_s) * 2.0**step.rung
+                first_s = max(FIRST_MIN_S, FIRST_SHARE * self._search_s, fmean(self._start_s))
+                seconds = min(FIRST_MAX_S, first_s) * 2.0**step.rung
                 self._talk.doing(f"{words_of(step.setting)}: measuring for about {seconds:.0f} s")
                 outcome = self._survived(
                     running, evaluate(self.bench, setup, before, seconds=seconds, rival_rps=self._rival(step))
@@ -177,11 +178,6 @@ class EngineTuner:
         self.history.append(_evaluation(step, outcome, time.monotonic() - begun_at))
         self._keep()
         self._talk.say(_line(self.history[-1]))
-
-    def _lasting_s(self, search_s: float) -> float:
-        """Return how long a first evaluation measures: its share of the time, and no less than a start takes."""
-        start_s = sum(self._start_s) / len(self._start_s)
-        return min(FIRST_MAX_S, max(FIRST_MIN_S, FIRST_SHARE * search_s, start_s))
 
     def _rival(self, step: Evaluate) -> float:
         """Return what another setting surely holds; the defaults are measured in any case."""
