@@ -70,17 +70,19 @@ def llama_server(args: argparse.Namespace) -> Trial:
 
 
 def vllm(args: argparse.Namespace) -> Trial:
-    """Return vLLM with chat beside batch work, without the plug-in among the knobs and with it.
+    """Return vLLM with short chat, without the plug-in among the knobs and with it.
 
-    Chat is short, and batch work rare, so that a processor serves enough to tell settings apart in minutes.
+    A P95 target is told by hundreds of requests, so that prompts and answers are short. The TPOT target is about twice
+    a decode alone: a step with a whole prompt takes longer, and the budget of a step decides what is held.
     """
     if args.model is None:
         sys.exit("error: --model: name the folder of a model that vLLM can read")
     flags = "--enforce-eager --max-model-len 1024"
-    load = ("--mix", "chat=0.9,batch=0.1", "--prompt", "64", "--output", "16", "--ttft-ms", "800", "--tpot-ms", "120")
-    base = (args.model, "--engine", "vllm", "--command", args.command, "--engine-args", flags, *load)
-    own = ("--only", "batched_tokens,sequences", "--knob", "batched_tokens=64,256", "--knob", "sequences=8")
-    both = ("--only", "batched_tokens,scheduler", "--knob", "batched_tokens=64,256")
+    lengths = ("--prompt", "lognormal:mean=36,cv=0.5,max=192", "--output", "lognormal:mean=9,cv=0.5,max=48")
+    targets = ("--ttft-ms", f"{args.ttft_ms:g}", "--tpot-ms", f"{args.tpot_ms:g}")
+    base = (args.model, "--engine", "vllm", "--command", args.command, "--engine-args", flags, *lengths, *targets)
+    own = ("--only", "batched_tokens,sequences", "--knob", "batched_tokens=16,24", "--knob", "sequences=16")
+    both = ("--only", "scheduler,sequences", "--knob", "sequences=16")
     return Trial("vllm", (*base, "--users", "32", "--context", "1024"), own, both)
 
 
@@ -134,6 +136,8 @@ def main() -> None:
     def extend(parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--engine", choices=("known", "llama-server", "vllm"), default="known")
         parser.add_argument("--command", default="vllm", help="the vllm command (default: vllm)")
+        parser.add_argument("--ttft-ms", type=float, default=1500.0, help="of vLLM's load (default: 1500)")
+        parser.add_argument("--tpot-ms", type=float, default=130.0, help="twice a decode alone is meant (default: 130)")
         parser.add_argument("--minutes", type=float, help="of each run of the tuner (default: 10; with --quick 5)")
 
     args = arguments(__doc__ or "", extend)

@@ -180,9 +180,11 @@ def yardstick(url: str, args: argparse.Namespace) -> Yardstick:
     return Yardstick(slo, bound, beat_s, lexicon)
 
 
-def contest(contenders: list[Contender], by: Yardstick, parts: Container[str], *, is_quick: bool) -> None:
-    """Offer every load that is among `parts` to all, in turns."""
-    seconds, rungs = (QUICK_RUNG_S, QUICK_RUNGS) if is_quick else (RUNG_S, None)
+def contest(
+    contenders: list[Contender], by: Yardstick, parts: Container[str], seconds: float, *, is_quick: bool
+) -> None:
+    """Offer every load that is among `parts` to all, in turns, each for `seconds`."""
+    rungs = QUICK_RUNGS if is_quick else None
     single = [one for one in contenders if one.is_for_chat_alone]
     for one in contenders:
         offered(one, by, Load(0.2 * by.bound, WARM_UP_S, by.slo))
@@ -329,6 +331,7 @@ def same(these: list[str], those: list[str]) -> float:
 def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--vllm", default="vllm", help="the vllm command (default: vllm)")
     parser.add_argument("--only", default="", help="settings beside the first whose names this expression finds")
+    parser.add_argument("--rung", type=float, help="seconds of a rung (default: 25, quick: 12)")
     parser.add_argument("--parts", default=",".join(PARTS), help="loads beside the first (default: %(default)s)")
 
 
@@ -350,7 +353,7 @@ def main() -> None:
         wanted = [one for one in (*others, *plugins(by.slo)) if re.search(args.only, one.name)]
         urls = {first: url} | {one: servers.enter_context(server(args, one)) for one in wanted}
         contenders = [Contender(one, where, Client(where, one, by.lexicon, args.seed)) for one, where in urls.items()]
-        contest(contenders, by, parts, is_quick=args.quick)
+        contest(contenders, by, parts, args.rung or (QUICK_RUNG_S if args.quick else RUNG_S), is_quick=args.quick)
         found = ratios(contenders, by, said)
     report("vllm_plugin", found, [row(one, by) for one in contenders], args)
 

@@ -175,11 +175,11 @@ class Draft:
                 return blocker
         remaining = sequence.remaining_tokens
         if cap_s is not None and not self.decodes and not self.chunks:
-            cap_s = max(cap_s, self._with_chunk(sequence, min(chunk_min, remaining)))
+            cap_s = max(cap_s, self.seconds_with(sequence, min(chunk_min, remaining)))
         tokens, seconds, bound = self._largest_chunk(sequence, remaining, cap_s)
         if bound == "slack" and tokens < (least := min(chunk_min, remaining)):
             tokens = min(least, self.tokens_left) if self.is_empty else 0
-            seconds = self._with_chunk(sequence, tokens)
+            seconds = self.seconds_with(sequence, tokens)
             bound = None if tokens == remaining else bound
         if tokens < 1:
             return bound
@@ -192,6 +192,21 @@ class Draft:
         self.chunks[sequence] = tokens
         self.seconds = seconds
         return bound
+
+    def seconds_with(self, sequence: Sequence, tokens: int) -> float:
+        """Return the predicted seconds of the step with `tokens` of the prompt of `sequence` beside what is in."""
+        return self._step_time.seconds(
+            len(self.decodes),
+            self.context_tokens,
+            self.prefill_tokens + tokens,
+            self.prefill_work + chunk_work(sequence.computed_tokens, tokens),
+            len(self.chunks) + 1,
+        )
+
+    def has_room(self, sequence: Sequence) -> bool:
+        """Return whether tokens, slots and KV are there for all that remains of the prompt of `sequence`."""
+        is_placed = sequence.slot is not None or self._no_room(sequence, 0) is None
+        return is_placed and sequence.remaining_tokens <= self.tokens_left
 
     def blocks_short(self, decoding: Collection[Sequence]) -> int:
         """Return how many KV blocks are missing for a decode of each of `decoding`; at most 0 when none is."""
@@ -241,24 +256,15 @@ class Draft:
     ) -> tuple[int, float, Bound | None]:
         """Return the largest chunk within tokens and `cap_s`, the step's seconds with it, and why it is not larger."""
         high = min(remaining, self.tokens_left)
-        seconds = self._with_chunk(sequence, high)
+        seconds = self.seconds_with(sequence, high)
         if cap_s is None or seconds <= cap_s:
             return high, seconds, "tokens" if high < remaining else None
         low, low_s = 0, self.seconds
         while high - low > 1:
             middle = (low + high) // 2
-            seconds = self._with_chunk(sequence, middle)
+            seconds = self.seconds_with(sequence, middle)
             if seconds <= cap_s:
                 low, low_s = middle, seconds
             else:
                 high = middle
         return low, low_s, "slack"
-
-    def _with_chunk(self, sequence: Sequence, tokens: int) -> float:
-        return self._step_time.seconds(
-            len(self.decodes),
-            self.context_tokens,
-            self.prefill_tokens + tokens,
-            self.prefill_work + chunk_work(sequence.computed_tokens, tokens),
-            len(self.chunks) + 1,
-        )

@@ -14,7 +14,7 @@ from setpoint.core.ledger import Sequence
 from setpoint.units import NEVER
 
 _LEAST_ALLOWED = 0.002
-_AIM = 0.7
+_AIM = 0.5
 """Batch work is held at this share of the misses that are allowed: who hovers at a promise breaks it half the time."""
 _EASY = 0.3
 """A request that took no more than this share of its targets had an easy time."""
@@ -71,8 +71,11 @@ class Setpoints:
             held = self._classes[name] = ClassSetpoints(sequence, pace=pace, boldness=self._boldness)
         held.see(sequence.slo.ttft_target(sequence.request.prompt_tokens), now, self._memory_s)
 
-    def saw_finish(self, sequence: Sequence, now: float, *, is_harvesting: bool) -> None:
-        """Move the margins of the class by how the request fared; `is_harvesting`: there was batch work meanwhile."""
+    def saw_finish(self, sequence: Sequence, now: float, *, is_harvesting: bool, has_lent: bool = False) -> None:
+        """Move the margins of the class by how the request fared; `is_harvesting`: there was batch work meanwhile.
+
+        `has_lent`: a step of its time was longer than its slack, so that a late answer says nothing of `pace`.
+        """
         held = self._classes.get(sequence.service_class.name)
         if held is None or not self._is_moving or sequence.first_token_at is None:
             return
@@ -82,7 +85,7 @@ class Setpoints:
             due = sequence.token_deadline()
             assert due is not None
             is_slow = now > due - sequence.slo.tpot_s
-            if not sequence.is_late and not sequence.is_missed:
+            if not sequence.is_late and not sequence.is_missed and not (is_slow and has_lent):
                 held.pace.update(is_missed=is_slow)
         if is_harvesting:
             held.boldness.update(is_missed=is_late or is_slow, is_easy=_was_easy(sequence, now))

@@ -29,4 +29,5 @@ class SlackOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     is_controlled: bool = True
     is_sized: bool = True
     is_harvesting: bool = True
+    is_lending: bool = True
     is_preempting: bool = True

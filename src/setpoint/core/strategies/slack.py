@@ -28,6 +28,7 @@ from setpoint.core.setpoints import Setpoints
 from setpoint.core.state import State, Strategy
 from setpoint.core.strategies.batching import decode_horizon, decode_or_preempt, first_come
 from setpoint.core.strategies.harvest import HARVEST, HOPEFUL, LATE, Harvester, Urgency, cheapest, parted
+from setpoint.core.strategies.lending import Lender
 from setpoint.core.strategies.options import SlackOptions
 from setpoint.model import Binding, Horizon, chunk_work
 from setpoint.units import Instant
@@ -61,6 +62,7 @@ class Slack(Strategy):
             is_moving=o.is_controlled,
         )
         self._harvester = Harvester(o, self.setpoints)
+        self._lender = Lender()
 
     def key(self, sequence: Sequence, state: State) -> Key:
         """Return the place: the hopeful by deadline, the hopeless by work, batch work by its completion window."""
@@ -82,7 +84,10 @@ class Slack(Strategy):
     def saw_finish(self, sequence: Sequence, state: State) -> None:
         """Move the margins of the class."""
         if not sequence.is_harvest:
-            self.setpoints.saw_finish(sequence, state.now, is_harvesting=self._harvester.take_was_there())
+            has_lent = self._lender.has_lent(sequence)
+            is_harvesting = self._harvester.take_was_there()
+            self.setpoints.saw_finish(sequence, state.now, is_harvesting=is_harvesting, has_lent=has_lent)
+            self._lender.saw_finish(sequence, state.now)
 
     def saw_refusal(self, sequence: Sequence, state: State) -> None:
         """Hold batch work back: what it took could have made room."""
@@ -198,6 +203,13 @@ class Slack(Strategy):
         hopeful = [s for s in draft.prefilling() if not s.is_harvest]
         hopeful += takewhile(lambda s: s.key[0] == HOPEFUL, ledger.waiting_from())
         kept, late, spare_s = self._triaged(hopeful, draft, state) if hopeful else ([], [], None)
+        if limits.tightest is not None and limits.cap_s is not None and self._options.is_lending:
+            loan = self._lender.grant(draft, limits.cap_s, kept, late, spare_s, state)
+            if loan is not None:
+                draft.cap_s = loan.seconds
+                limits = limits._replace(cap_s=loan.seconds)
+                kept = [loan.sequence, *(s for s in kept if s is not loan.sequence)]
+                late = [s for s in late if s is not loan.sequence]
         in_time = kept if urgency is None else [*kept, *self._harvester.urgent(draft, state, urgency)]
         if self._fill(draft, in_time, limits, urgency) and self._fill(draft, late, limits, None):
             # these may be a long queue, and none of them runs: one at a time, until one has no room
