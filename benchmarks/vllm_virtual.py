@@ -7,7 +7,8 @@ It runs in the Python of a vLLM that has setpoint beside it; of the model, only 
 vLLM's engine core (one step in flight, or two as under async scheduling) drives the real `Scheduler` and
 `AsyncScheduler`; a step takes what a step-time model of a small model on a CPU says, with 5% of noise, which the
 plug-in does not know: it starts from its guess and learns. So nothing of the machine disturbs the comparison, and
-nothing but the step times is made up. Loads are those of `vllm_plugin`, targets those of `contest`.
+nothing but the step times is made up. Loads are those of `vllm_plugin`, and so are the targets, in multiples of what a
+mean prompt and a decode take alone.
 
 Ratios: as in `vllm_plugin`, of `slack`, for two steps in flight; `..._sync` for one.
 """
@@ -18,14 +19,14 @@ from typing import NamedTuple
 from contest import GIVEN_UP, capacity_of, scaled_slo
 from reporting import arguments, report, say
 from vllm_clock import WORLD, Contender, Server, planned
-from vllm_loads import Load, Seen, held, loosened, tightened
+from vllm_loads import TPOT_TIMES, Load, Seen, held, loosened, tightened
 
 from setpoint.model import Slo
 
 BUDGETS = (64, 256, 512)
 BESIDE = (0.06, 0.12, 0.25, 0.4, 0.55, 0.7, 0.8)
 ALONE = (0.3, 0.45, 0.6, 0.75, 0.85, 0.95)
-TIGHT = (0.2, 0.35, 0.5, 0.65, 0.8)
+TIGHT = (0.2, 0.3, 0.4, 0.5, 0.6)
 LOOSE_AT = 0.3
 WARM_UP_S = 30.0
 
@@ -131,7 +132,7 @@ def main() -> None:
     args = arguments(__doc__ or "", _options)
     if args.model is None:
         raise SystemExit("--model: name the folder of a model that vLLM can read")
-    slo, limit = scaled_slo(WORLD), bound(args)
+    slo, limit = scaled_slo(WORLD, tpot_times=TPOT_TIMES), bound(args)
     say(f"bound {limit:.2f} chat/s; TTFT {slo.ttft_s:.3f} s, TPOT {slo.tpot_s:.3f} s")
     rows: list[dict[str, object]] = []
     ratios: dict[str, float | None] = {"bound_rps": limit}

@@ -459,6 +459,23 @@ def test_numbers_travel_in_the_stats_of_each_step(start: Start) -> None:
     assert all(isinstance(value, int) for value in table.values())
 
 
+def test_numbers_are_not_sent_with_each_of_many_short_steps_but_with_the_last_request(start: Start) -> None:
+    engine = start()
+    pilot = engine.scheduler.setpoint
+    engine.ask("chat")
+    engine.begin()
+    pilot.stats()
+    assert pilot.stats() == {}
+    engine.drain()
+    engine.now += 0.1
+    engine.begin()
+    assert pilot.stats()
+    assert pilot.stats() == {}
+    engine.run()
+    assert pilot.stats()
+    assert pilot.stats()
+
+
 def test_stats_may_be_off() -> None:
     class Quiet(DoubleScheduler):
         def make_stats(self) -> Any:

@@ -44,6 +44,7 @@ from setpoint.model import (
 from setpoint.units import Instant, Seconds
 
 STEP_S_MIN = 1e-6
+_TELL_EVERY_S = 0.05
 
 T = TypeVar("T")
 R = TypeVar("R", bound=StepResult)
@@ -96,6 +97,7 @@ class Pilot:
         self._is_stalled = False
         self._free_since = 0.0
         self._now = 0.0
+        self._tell_at = 0.0
 
     @property
     def machine(self) -> SteeredMachine | None:
@@ -173,6 +175,16 @@ class Pilot:
             self._left(request)
         self.numbers.add("planning_s", amount=self._parts.clock() - updated_at)
         return outputs
+
+    def stats(self) -> dict[str, int]:
+        """Return the numbers as they travel; nothing where steps are short and the last are but just sent.
+
+        With the last request that vLLM knows they always go: there may be no step after it for long.
+        """
+        if self._now < self._tell_at and self._seat.requests:
+            return {}
+        self._tell_at = self._now + _TELL_EVERY_S
+        return self.numbers.packed()
 
     def close(self) -> None:
         """End the journal."""

@@ -80,7 +80,7 @@ def steered(base: Any, endings: Endings, environment: Mapping[str, str] = os.env
             stats = super().make_stats(*args, **kwargs)
             table = getattr(stats, "num_kv_fetch_reqs_by_stage", None)
             if table is not None:
-                table.update(self.setpoint.numbers.packed())
+                table.update(self.setpoint.stats())
             return stats
 
         def shutdown(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
