@@ -6,13 +6,12 @@
 
 `known` is the mock server of `mock_server.c`: it has so many slots and takes so long a token, so that what each setting
 holds does not depend on the machine. `setpoint tune` runs as its users run it; the grid then measures every setting of
-the same space by the load generator's search, for as long as the tuner's longest evaluation. With vLLM the tuner runs
-twice: over vLLM's own knobs, and with the plug-in among them.
+the same space by the load generator's search, for as long as the tuner's longest evaluation; `--no-grid` leaves that
+out. With `--plugin` the knobs of vLLM are its scheduler, which may be the plug-in, and the budget of a step.
 
 Ratios: `gain`, the held load of the pick over that of the defaults, on prompts that the search never saw, with `gain
 low` and `gain high`, its 90% interval; `of_grid`, what the grid says of the pick over the best of the grid, at least
-0.9 is wanted; `starts_of_grid`, settings started by the tuner over those of the grid, at most 0.5 is wanted;
-`plugin_gain`, the same gain with the plug-in among the knobs.
+0.9 is wanted; `starts_of_grid`, settings started by the tuner over those of the grid, at most 0.5 is wanted.
 """
 
 import argparse
@@ -43,12 +42,11 @@ sleep 1000000 | {binary} $port /dev/null $slots 20 0.3 $itl 0.1 1
 
 
 class Trial(NamedTuple):
-    """How an engine is tuned: arguments of `setpoint tune`, those of the space, and those of a second run."""
+    """How an engine is tuned: arguments of `setpoint tune`, and those of the space."""
 
     name: str
     base: tuple[str, ...]
     space: tuple[str, ...]
-    plugin: tuple[str, ...] = ()
 
 
 def known(folder: Path) -> Trial:
@@ -70,7 +68,7 @@ def llama_server(args: argparse.Namespace) -> Trial:
 
 
 def vllm(args: argparse.Namespace) -> Trial:
-    """Return vLLM with short chat, without the plug-in among the knobs and with it.
+    """Return vLLM with short chat.
 
     A P95 target is told by hundreds of requests, so that prompts and answers are short. The TPOT target is about twice
     a decode alone: a step with a whole prompt takes longer, and the budget of a step decides what is held.
@@ -81,9 +79,9 @@ def vllm(args: argparse.Namespace) -> Trial:
     lengths = ("--prompt", "lognormal:mean=36,cv=0.5,max=192", "--output", "lognormal:mean=9,cv=0.5,max=48")
     targets = ("--ttft-ms", f"{args.ttft_ms:g}", "--tpot-ms", f"{args.tpot_ms:g}")
     base = (args.model, "--engine", "vllm", "--command", args.command, "--engine-args", flags, *lengths, *targets)
-    own = ("--only", "batched_tokens,sequences", "--knob", "batched_tokens=16,24", "--knob", "sequences=16")
-    both = ("--only", "scheduler,sequences", "--knob", "sequences=16")
-    return Trial("vllm", (*base, "--users", "32", "--context", "1024"), own, both)
+    other = ("scheduler", ()) if args.plugin else ("sequences", ("--knob", "sequences=16"))
+    space = ("--only", f"batched_tokens,{other[0]}", "--knob", "batched_tokens=16,24", *other[1])
+    return Trial("vllm", (*base, "--users", "32", "--context", "1024"), space)
 
 
 def tuned(trial: Trial, space: Sequence[str], minutes: float, seed: int, folder: Path) -> dict[str, Any]:
@@ -114,15 +112,16 @@ def name_of(setting: Sequence[Sequence[str]]) -> str:
     return ", ".join(f"{name} {value}" for name, value in setting) or "defaults"
 
 
-def rows_of(name: str, result: dict[str, Any], truth: dict[str, float]) -> list[Row]:
-    """Return a row for each setting that was tried."""
+def rows_of(result: dict[str, Any], truth: dict[str, float]) -> list[Row]:
+    """Return a row for each setting that was tried: what it held, with its 90% interval."""
     last = {name_of(one["setting"]): one for one in result["evaluations"]}
     return [
         {
-            "run": name,
             "setting": setting,
             "how": one["how"],
             "held": held(one),
+            "low": one.get("low_rps"),
+            "high": one.get("high_rps"),
             "grid": truth.get(setting),
             "pick": setting == name_of(result["pick"]),
         }
@@ -136,6 +135,8 @@ def main() -> None:
     def extend(parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--engine", choices=("known", "llama-server", "vllm"), default="known")
         parser.add_argument("--command", default="vllm", help="the vllm command (default: vllm)")
+        parser.add_argument("--plugin", action="store_true", help="vLLM's plug-in among the knobs")
+        parser.add_argument("--no-grid", action="store_true", help="leave the grid out")
         parser.add_argument("--ttft-ms", type=float, default=1500.0, help="of vLLM's load (default: 1500)")
         parser.add_argument("--tpot-ms", type=float, default=130.0, help="twice a decode alone is meant (default: 130)")
         parser.add_argument("--minutes", type=float, help="of each run of the tuner (default: 10; with --quick 5)")
@@ -147,23 +148,19 @@ def main() -> None:
         made = {"known": lambda: known(folder), "llama-server": lambda: llama_server(args), "vllm": lambda: vllm(args)}
         trial = made[args.engine]()
         result = tuned(trial, trial.space, minutes, args.seed, folder)
-        truth = grid(trial, minutes, args.seed, folder)
-        extra = tuned(trial, trial.plugin, minutes, args.seed, folder) if trial.plugin else None
+        truth = {} if args.no_grid else grid(trial, minutes, args.seed, folder)
     best = max(truth.values(), default=0.0)
     gain = result["gain"] or {}
     ratios: dict[str, float | None] = {
         "gain": gain.get("ratio"),
         "gain low": gain.get("low"),
         "gain high": gain.get("high"),
-        "of_grid": truth[name_of(result["pick"])] / best if best else None,
-        "starts_of_grid": len({name_of(one["setting"]) for one in result["evaluations"]}) / len(truth),
         "evaluations": float(len(result["evaluations"])),
     }
-    rows = rows_of("tuned", result, truth)
-    if extra is not None:
-        ratios["plugin_gain"] = (extra["gain"] or {}).get("ratio")
-        rows += rows_of("tuned, plug-in among the knobs", extra, {})
-    report("tune_engine", ratios, rows, args)
+    if truth:
+        ratios["of_grid"] = truth[name_of(result["pick"])] / best if best else None
+        ratios["starts_of_grid"] = len({name_of(one["setting"]) for one in result["evaluations"]}) / len(truth)
+    report("tune_engine", ratios, rows_of(result, truth), args)
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ from typing import TypeVar
 
 import httpx
 import msgspec
-from contest import GIVEN_UP, batch_at, capacity_of, scaled_slo, targets
+from contest import GIVEN_UP, Rung, batch_at, capacity_of, scaled_slo, targets
 from reporting import arguments, report, say
 from vllm_loads import SEQUENCES, TPOT_TIMES, Client, Load, Seen, classes_of, held, loosened, tightened
 from vllm_server import Setting, numbers, plugin, server, stock
@@ -72,13 +72,13 @@ The bound is that of the first, whose budget is therefore none that would hold p
 """
 BESIDE = (0.1, 0.3, 0.5, 0.7, 0.9)
 ALONE = (0.5, 0.7, 0.9)
-TIGHTLY = (0.3, 0.5, 0.7, 0.9)
+TIGHTLY = (0.15, 0.25, 0.35, 0.5, 0.7, 0.9)
 QUICK_RUNGS = 2
 LOOSE_AT = 0.3
 LOOSE_ROUNDS, LOOSE_S, LOOSE_FILL_S = 2, 50.0, 20.0
 """Rounds, seconds of each, and seconds after which its tokens count: an empty server is filled with prompts first."""
-PARTS = ("alone", "tight", "loose", "tiers", "answers")
-"""What can be left out; chat beside the backlog cannot."""
+PARTS = ("beside", "alone", "tight", "loose", "tiers", "answers")
+"""What can be left out."""
 TIERS_AT = 0.8
 RUNG_S, QUICK_RUNG_S = 25.0, 12.0
 RUNG_REQUESTS = 30
@@ -188,7 +188,8 @@ def contest(
     single = [one for one in contenders if one.is_for_chat_alone]
     for one in contenders:
         offered(one, by, Load(0.2 * by.bound, WARM_UP_S, by.slo))
-    climb([(one, one.beside) for one in contenders], by, BESIDE[:rungs], Load(0.0, seconds, by.slo))
+    if "beside" in parts:
+        climb([(one, one.beside) for one in contenders], by, BESIDE[:rungs], Load(0.0, seconds, by.slo))
     if "alone" in parts:
         climb([(one, one.alone) for one in single], by, ALONE[:rungs], Load(0.0, seconds, by.slo, has_backlog=False))
     if "tight" in parts:
@@ -266,25 +267,13 @@ def answers(setting: Setting, by: Yardstick, args: argparse.Namespace) -> list[s
 
 def row(came: Contender, by: Yardstick) -> dict[str, object]:
     """Return what is printed of a setting."""
-    rungs = [one.rung for one in came.beside]
-    rate = capacity_of(rungs)
-    worst = max(came.beside, key=lambda one: one.rung.rate if one.rung.rate <= max(rate, rungs[0].rate) else -1.0)
     return {
         "setting": came.setting.name,
-        "chat/s beside batch": rate,
-        "of bound": rate / by.bound,
-        "batch tokens/s there": batch_at(rungs, rate),
-        "TTFT P95/P99 ms": f"{1e3 * worst.rung.ttft_p95_s:.0f}/{1e3 * worst.ttft_p99_s:.0f}",
-        "TPOT P95/P99 ms": f"{1e3 * worst.rung.tpot_p95_s:.0f}/{1e3 * worst.tpot_p99_s:.0f}",
-        "goodput/s": max(one.goodput for one in came.beside),
-        **{f"{r.rate:.2f}/s": f"{r.attainment:.3f} of {r.requests}, TTFT {r.ttft_attainment:.3f}" for r in rungs},
+        **(_beside(came.beside, by) if came.beside else {}),
         "chat/s alone": capacity_of([one.rung for one in came.alone]) if came.alone else None,
-        **{f"alone {one.rung.rate:.2f}/s": f"{one.rung.attainment:.3f}" for one in came.alone},
+        **{f"alone {one.rung.rate:.2f}/s": _shares(one.rung) for one in came.alone},
         "chat/s alone, tight": capacity_of([one.rung for one in came.tight]) if came.tight else None,
-        **{
-            f"tight {one.rung.rate:.2f}/s": f"{one.rung.attainment:.3f}, TTFT {one.rung.ttft_attainment:.3f}"
-            for one in came.tight
-        },
+        **{f"tight {one.rung.rate:.2f}/s": _shares(one.rung) for one in came.tight},
         "loose": came.loose_attainment if came.loose else None,
         "tokens/s, loose": came.loose_tokens_per_s if came.loose else None,
         **{f"{name}, tiers" if name == "chat" else name: share for name, share in came.tiers.items()},
@@ -292,19 +281,39 @@ def row(came: Contender, by: Yardstick) -> dict[str, object]:
     }
 
 
+def _beside(seen: list[Seen], by: Yardstick) -> dict[str, object]:
+    rungs = [one.rung for one in seen]
+    rate = capacity_of(rungs)
+    worst = max(seen, key=lambda one: one.rung.rate if one.rung.rate <= max(rate, rungs[0].rate) else -1.0)
+    return {
+        "chat/s beside batch": rate,
+        "of bound": rate / by.bound,
+        "batch tokens/s there": batch_at(rungs, rate),
+        "TTFT P95/P99 ms": f"{1e3 * worst.rung.ttft_p95_s:.0f}/{1e3 * worst.ttft_p99_s:.0f}",
+        "TPOT P95/P99 ms": f"{1e3 * worst.rung.tpot_p95_s:.0f}/{1e3 * worst.tpot_p99_s:.0f}",
+        "goodput/s": max(one.goodput for one in seen),
+        **{f"{rung.rate:.2f}/s": _shares(rung) for rung in rungs},
+    }
+
+
+def _shares(rung: Rung) -> str:
+    return f"{rung.attainment:.3f} of {rung.requests}, TTFT {rung.ttft_attainment:.3f}"
+
+
 def ratios(contenders: list[Contender], by: Yardstick, said: dict[str, list[str]]) -> dict[str, float | None]:
     """Return the ratios that the module describes; `said`: the greedy answers."""
     plain = [one for one in contenders if one.is_stock]
     single = [one for one in plain if one.is_for_chat_alone]
     plugged = {one.setting.strategy: one for one in contenders if not one.is_stock}
-    slack, beside = plugged["slack"], held(plugged["slack"].beside)
+    slack = plugged["slack"]
+    beside = held(slack.beside) if slack.beside else None
     busiest = max(plain, key=lambda one: one.loose_tokens_per_s)
     throughput = [a.tokens_per_s / b.tokens_per_s for a, b in zip(slack.loose, busiest.loose, strict=True)]
-    found: dict[str, float | None] = {
-        "over_best_stock": beside / max(held(one.beside) for one in plain),
-        "over_qoserve": beside / held(plugged["qoserve"].beside) if "qoserve" in plugged else None,
-    }
-    if slack.alone:
+    found: dict[str, float | None] = {}
+    if beside is not None:
+        found["over_best_stock"] = beside / max(held(one.beside) for one in plain)
+        found["over_qoserve"] = beside / held(plugged["qoserve"].beside) if "qoserve" in plugged else None
+    if slack.alone and beside is not None:
         found["of_stock_without_batch"] = beside / max(held(one.alone) for one in single)
     if slack.tight:
         found["alone_over_stock"] = held(slack.tight) / max(held(one.tight) for one in single)
@@ -332,7 +341,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--vllm", default="vllm", help="the vllm command (default: vllm)")
     parser.add_argument("--only", default="", help="settings beside the first whose names this expression finds")
     parser.add_argument("--rung", type=float, help="seconds of a rung (default: 25, quick: 12)")
-    parser.add_argument("--parts", default=",".join(PARTS), help="loads beside the first (default: %(default)s)")
+    parser.add_argument("--parts", default=",".join(PARTS), help="what is offered (default: %(default)s)")
 
 
 def main() -> None:

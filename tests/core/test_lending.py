@@ -33,7 +33,8 @@ def test_the_share_that_ended_is_that_of_the_last_two_hundred_that_came_as_far(
         answers.add(length, 0.01)
     recent = lengths[-200:]
     longer = sorted(n for n in recent if n > tokens)
-    if len(recent) < 20 or not longer:
+    assert answers.are_known is (len(recent) >= 20)
+    if not longer:
         assert answers.ended_within(tokens, more) == 1.0
     else:
         assert answers.ended_within(tokens, more) == bisect_right(longer, tokens + more) / len(longer)

@@ -140,3 +140,10 @@ class Sequence:
         """Return when the next token after the first is due, or `None`; see `setpoint.model.decode_deadline`."""
         tpot_s = self.slo.tpot_s
         return None if tpot_s is None or self.first_token_at is None else self.anchor + self.output_tokens * tpot_s
+
+    def catches_up(self, slack_s: float, own_s: float) -> bool:
+        """Return whether a decode with `slack_s` left can still attain its TPOT target, if steps take `own_s`."""
+        tpot_s = self.slo.tpot_s
+        assert tpot_s is not None
+        left = self.output_tokens_max - self.output_tokens
+        return own_s - slack_s <= left * max(0.0, tpot_s - own_s)

@@ -46,7 +46,7 @@ class Answers:
     def __init__(self) -> None:
         """Begin without any."""
         self.tpot_s = NEVER
-        """Mean of late; no answer is known to gain on its deadlines before one has."""
+        """Mean of late."""
         self._lengths: list[int] = []
         self._order: deque[int] = deque()
 
@@ -58,17 +58,20 @@ class Answers:
         if len(self._order) > _REMEMBERED:
             del self._lengths[bisect_left(self._lengths, self._order.popleft())]
 
+    @property
+    def are_known(self) -> bool:
+        """Whether there are enough to go by."""
+        return len(self._lengths) >= _LEAST_KNOWN
+
     def ended_within(self, tokens: int, more: float) -> float:
-        """Return the share, of the answers longer than `tokens`, that ended within `more` of them; 1 if few are known.
+        """Return the share of the answers longer than `tokens` that ended within `more` of them; 1 where there is none.
 
         This is what the empirical distribution says of an answer that has come as far.
         """
         lengths = self._lengths
         first = bisect_right(lengths, tokens)
         longer = len(lengths) - first
-        if len(lengths) < _LEAST_KNOWN or longer == 0:
-            return 1.0
-        return (bisect_right(lengths, tokens + more) - first) / longer
+        return (bisect_right(lengths, tokens + more) - first) / longer if longer else 1.0
 
 
 class Lender:
@@ -108,18 +111,17 @@ class Lender:
             busy_until = state.now + own_s
             bare_s = state.bare_prefill_s()
             least_s = min(s.due_at - (busy_until := busy_until + s.remaining_tokens * bare_s) for s in kept)
-            loan = self._granted(draft, own_s, kept[0], state) if least_s < own_s else None
+            loan = self._granted(draft, kept[0], state, kept[0].due_at) if least_s < own_s else None
             if loan is not None:
                 return loan
-        for sequence in islice(given_up, _CANDIDATES):
-            loan = self._granted(draft, own_s, sequence, state)
-            if loan is not None and (spare_s is None or loan.seconds - own_s <= spare_s):
-                return loan
-        return None
+        latest = NEVER if spare_s is None else state.now + own_s + spare_s
+        loans = (self._granted(draft, s, state, min(s.due_at, latest)) for s in islice(given_up, _CANDIDATES))
+        return next((loan for loan in loans if loan is not None), None)
 
-    def _granted(self, draft: Draft, own_s: float, sequence: Sequence, state: State) -> Loan | None:
-        seconds = draft.seconds_with(sequence, sequence.remaining_tokens)
-        if state.now + seconds > sequence.due_at or not draft.has_room(sequence):
+    def _granted(self, draft: Draft, sequence: Sequence, state: State, latest: float) -> Loan | None:
+        """Return the loan for a prompt, if the step ends by `latest` and is expected to cost little enough."""
+        own_s, seconds = draft.seconds, draft.seconds_with(sequence, sequence.remaining_tokens)
+        if state.now + seconds > latest or not draft.has_room(sequence):
             return None
         left = _COST_MAX * sequence.service_class.weight
         for cost in self._costs(state.ledger.decodes.protected, own_s, seconds, state.now):
@@ -133,11 +135,13 @@ class Lender:
         """Yield the expected misses of each that a step of `seconds` would put behind, beside those without it."""
         for name, tpot_s, sequences in decodes.by_deadline():
             answers = self._answers.get(name)
-            gain_s = 0.0 if answers is None else tpot_s - max(own_s, answers.tpot_s)
+            gain_s = 0.0
+            if answers is not None and answers.are_known:
+                gain_s = tpot_s - max(own_s, answers.tpot_s)
             for sequence in sequences:
                 tokens = sequence.output_tokens
                 slack = sequence.anchor + tokens * tpot_s - now
-                if own_s - slack > (sequence.output_tokens_max - tokens) * max(0.0, tpot_s - own_s):
+                if not sequence.catches_up(slack, own_s):
                     continue
                 if seconds <= slack:
                     break

@@ -184,12 +184,9 @@ class Slack(Strategy):
         """
         cap_s, tightest = None, None
         for name, tpot_s, sequences in state.ledger.decodes.protected.by_deadline():
-            gain_s = max(0.0, tpot_s - own_s)
             for sequence in sequences:
-                output = sequence.output_tokens
-                slack = sequence.anchor + output * tpot_s - state.now
-                is_lost = own_s - slack > (sequence.output_tokens_max - output) * gain_s
-                if is_lost or sequence in left_out:
+                slack = sequence.anchor + sequence.output_tokens * tpot_s - state.now
+                if sequence in left_out or not sequence.catches_up(slack, own_s):
                     continue
                 room = self.setpoints.pace(name) * slack
                 if cap_s is None or room < cap_s:
