@@ -1,7 +1,5 @@
 """What `slack` reckons with: the tightest TTFT target of late, and who had time to spare."""
 
-from math import log
-
 import pytest
 
 from setpoint.core.sequence import Sequence
@@ -35,35 +33,63 @@ def test_the_tightest_target_counts_for_one_memory_at_least_and_two_at_most() ->
     assert setpoints.longest_step_s(50.0 + 190.0 + 61.0) == 9.0
 
 
-@pytest.mark.parametrize(
-    ("first_s", "pace_s", "is_easy"), [(0.2, 0.02, True), (0.5, 0.02, False), (0.2, 0.05, False), (0.2, None, True)]
-)
-def test_who_takes_little_of_both_targets_makes_batch_work_bolder_sooner(
-    first_s: float, pace_s: float | None, *, is_easy: bool
-) -> None:
-    setpoints = Setpoints(boldness=0.1, arrival=0.5, idle_step_s=9.0, memory_s=60.0, is_moving=True)
-    output = 1 if pace_s is None else 11
+def ended(setpoints: Setpoints, *, late_s: float, batch_s: float) -> float:
+    """Let a request end that was late by so much, of whose time batch work took `batch_s`; return the boldness."""
+    request = Request(
+        id=0,
+        class_name="chat",
+        arrived_at=Instant(0.0),
+        prompt_tokens=Tokens(8),
+        output_tokens_max=Tokens(20),
+        ttft_s=Seconds(1.0),
+        tpot_s=Seconds(0.1),
+    )
+    sequence = Sequence(request, PRESETS["chat"])
+    setpoints.saw_arrival(sequence, 0.0, pace=0.9)
+    sequence.begin(Instant(1.0 + late_s))
+    sequence.output_tokens = 11
+    setpoints.saw_finish(sequence, 2.0 + late_s, batch_s=batch_s, is_harvesting=True)
+    return setpoints.boldness(0.0)
 
-    def ends(first_s: float, pace_s: float) -> None:
-        request = Request(
-            id=0,
-            class_name="chat",
-            arrived_at=Instant(0.0),
-            prompt_tokens=Tokens(8),
-            output_tokens_max=Tokens(20),
-            ttft_s=Seconds(1.0),
-            tpot_s=Seconds(0.1),
-        )
-        sequence = Sequence(request, PRESETS["chat"])
-        setpoints.saw_arrival(sequence, 0.0, pace=0.9)
-        sequence.begin(Instant(first_s))
-        sequence.output_tokens = output
-        setpoints.saw_finish(sequence, first_s + (output - 1) * pace_s, is_harvesting=True)
 
-    ends(2.0, 0.02)
-    after_a_miss = setpoints.boldness(0.0)
+def bold() -> Setpoints:
+    """Return setpoints that have seen nothing."""
+    return Setpoints(boldness=0.5, arrival=0.5, idle_step_s=9.0, memory_s=60.0, is_moving=True)
+
+
+def test_a_miss_that_batch_work_had_no_part_in_counts_as_long_as_it_is_one_of_few() -> None:
+    setpoints = bold()
+    found = [ended(setpoints, late_s=0.3, batch_s=0.2) for _ in range(10)]
+    assert 0.2 < found[0] < 0.5
+    assert found[1:] == [found[1]] * 9
     for _ in range(40):
-        ends(first_s, pace_s or 0.0)
-    allowed = 0.5 * (1.0 - PRESETS["chat"].slo.percentile)
-    steps = log(setpoints.boldness(0.0) / after_a_miss) / (0.4 * allowed)
-    assert (steps > 40 + 1) is is_easy
+        before = ended(setpoints, late_s=-0.5, batch_s=0.2)
+    assert ended(setpoints, late_s=0.3, batch_s=0.2) < before
+
+
+def test_one_that_batch_work_took_the_time_of_always_counts() -> None:
+    setpoints = bold()
+    found = [ended(setpoints, late_s=0.3, batch_s=0.4) for _ in range(5)]
+    assert found == sorted(found, reverse=True)
+    assert found[-1] < 0.1
+
+
+def test_so_it_is_with_one_that_was_refused() -> None:
+    def after(batch_s: float) -> float:
+        setpoints = bold()
+        sequence = Sequence(
+            Request(
+                id=0,
+                class_name="chat",
+                arrived_at=Instant(0.0),
+                prompt_tokens=Tokens(8),
+                output_tokens_max=Tokens(8),
+            ),
+            PRESETS["chat"],
+        )
+        setpoints.saw_arrival(sequence, 0.0, pace=0.9)
+        for _ in range(5):
+            setpoints.saw_refusal(sequence, 0.3, batch_s=batch_s, is_harvesting=True)
+        return setpoints.boldness(0.0)
+
+    assert after(0.3) < 0.1 < after(0.2)

@@ -7,9 +7,7 @@ After each request of the class, with `missed` 0 or 1:
 which is stochastic approximation of the margin at which misses come at the rate `allowed` (Robbins and Monro, 1951).
 Until the first miss, and again after so many requests in time that at the allowed rate three of them should have been
 late, the steps are `lead` times as long, since the margin is then far from where it should be: else a start that is far
-too careful would take hundreds of requests to make up for. A row of nothing but requests that were in time by far says
-so sooner and more strongly, as after an overload: then the steps are `lead` times as long again. One among others says
-nothing of the kind, for where tails are heavy most are in time by far.
+too careful would take hundreds of requests to make up for.
 Where margins are bounded and the update is skipped while the class is overloaded, no wind-up can build up.
 """
 
@@ -18,13 +16,12 @@ from math import exp, log
 from setpoint.units import NEVER
 
 _FAR = 3.0
-_EASY_ROW = 12
 
 
 class Margin:
     """One controlled factor between `low` and `high`; larger means bolder."""
 
-    __slots__ = ("_allowed", "_easy_row", "_gain", "_high", "_lead", "_log", "_low", "_row", "value")
+    __slots__ = ("_allowed", "_gain", "_high", "_lead", "_log", "_low", "_row", "value")
 
     def __init__(
         self, start: float, *, low: float, high: float, allowed: float, gain: float = 0.2, lead: float = 1.0
@@ -38,21 +35,12 @@ class Margin:
         self._lead = lead
         self._row = NEVER
         """How many were in time since the last that was not."""
-        self._easy_row = 0
         self.value = start
 
-    def update(self, *, is_missed: bool, is_easy: bool = False) -> None:
-        """Learn from one request: a little bolder when it met its target, much more careful when it did not.
-
-        `is_easy`: it was in time by far.
-        """
+    def update(self, *, is_missed: bool) -> None:
+        """Learn from one request: a little bolder when it met its target, much more careful when it did not."""
         self._row = 0.0 if is_missed else self._row + 1.0
-        self._easy_row = self._easy_row + 1 if is_easy and not is_missed else 0
-        lead = 1.0
-        if self._easy_row >= _EASY_ROW:
-            lead = self._lead**2
-        elif self._row * self._allowed > _FAR:
-            lead = self._lead
+        lead = self._lead if self._row * self._allowed > _FAR else 1.0
         moved = self._log + lead * self._gain * (self._allowed - is_missed)
         self._log = min(self._high, max(self._low, moved))
         self.value = exp(self._log)

@@ -21,6 +21,7 @@ class Draft:
 
     __slots__ = (
         "_step_time",
+        "batch_s",
         "binding",
         "cap_s",
         "chunks",
@@ -58,6 +59,8 @@ class Draft:
         self.prefill_tokens = 0
         self.prefill_work = 0.0
         self.seconds = 0.0
+        self.batch_s = 0.0
+        """What batch work adds to the step, its context apart."""
         self.binding = _ALL_WORK
         self.cap_s: float | None = None
 

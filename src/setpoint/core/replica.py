@@ -61,6 +61,8 @@ class ReplicaMachine:
         self._steps = 0
         self._left_out: list[Sequence] = []
         """Those in decode that the step in flight does not decode."""
+        self._batch_s = 0.0
+        """What batch work adds to each step of the latest plan."""
         self._out: list[AnyCommand] = []
 
     def handle(self, event: AnyEvent) -> list[AnyCommand]:
@@ -93,6 +95,7 @@ class ReplicaMachine:
             self._out.append(Reject(request_id=request.id, reason="unknown_class"))
             return
         sequence = Sequence(request, service_class)
+        sequence.base_batch_s = self.state.batch_s
         reason = self._refusal(sequence)
         if reason is not None:
             retry_after_s = self.strategy.retry_after(sequence, self.state) if reason == "queue_full" else None
@@ -138,6 +141,7 @@ class ReplicaMachine:
         assert 1 <= len(event.step_seconds) <= plan.horizon.steps, "a plan runs within its horizon"
         self.step_in_flight = None
         self._learn(event.step_seconds)
+        self.state.batch_s += len(event.step_seconds) * self._batch_s
         ledger, stopped = self.ledger, event.stopped
         ledger.advance(len(event.step_seconds), self._left_out)
         for request_id, tokens in event.extra:
@@ -233,6 +237,7 @@ class ReplicaMachine:
         for sequence in draft.growing:
             self.ledger.hold(sequence, sequence.computed_tokens + 1)
         self._left_out = draft.left_out()
+        self._batch_s = draft.batch_s
         self.shape = draft.shape
         self._steps += 1
         self.step_in_flight = StepPlan(

@@ -5,8 +5,10 @@
 waiting prefills, and of the TTFT target, for a step in flight stands in front of whoever arrives meanwhile. Every miss
 of the class moves it, those of requests that were given up included, for batch work is what could have made room; it
 stands still while there is no batch work. What is held back altogether counts as there: else it would get no other
-chance beside a class that is always about. `pace` learns nothing from a request that was given up: its
-miss was a decision.
+chance beside a class that is always about. A request that was later than all that batch work took of its time would
+have missed without any. Such misses count, too, as long as they are not many more than the class may miss: then it is
+overloaded, and they say nothing of how bold batch work may be when that is over. `pace` learns nothing from a request
+that was given up: its miss was a decision.
 """
 
 from setpoint.core.controller import Margin
@@ -16,19 +18,23 @@ from setpoint.units import NEVER
 _LEAST_ALLOWED = 0.002
 _AIM = 0.5
 """Batch work is held at this share of the misses that are allowed: who hovers at a promise breaks it half the time."""
-_EASY = 0.3
-"""A request that took no more than this share of its targets had an easy time."""
+_MEMORY, _OVERLOAD = 2.0, 3.0
+"""In multiples of what a class may miss: the weight of the latest request in its share of misses that batch work has no
+part in, and the share from which on it is overloaded."""
 
 
 class ClassSetpoints:
     """The two margins of one class, its tightest TTFT target of late and when it was last seen."""
 
-    __slots__ = ("_before_s", "_lately_s", "_turned_at", "boldness", "pace", "seen_at")
+    __slots__ = ("_before_s", "_lately_s", "_may_miss", "_misses", "_turned_at", "boldness", "pace", "seen_at")
 
     def __init__(self, sequence: Sequence, *, pace: float, boldness: float) -> None:
         """Start from the shares `pace` and `boldness`."""
         allowed = max(_LEAST_ALLOWED, 1.0 - sequence.slo.percentile)
         self.pace = Margin(pace, low=0.4, high=1.0, allowed=allowed / 2)
+        self._may_miss = allowed
+        self._misses = 0.0
+        """Share of late that missed whatever batch work did."""
         self.boldness = Margin(boldness, low=0.01, high=1.0, allowed=_AIM * allowed, gain=0.4, lead=5.0)
         self.seen_at: float = sequence.arrived_at
         self._turned_at: float = sequence.arrived_at
@@ -39,6 +45,13 @@ class ClassSetpoints:
         """The tightest TTFT target that was seen for one memory at least, and for two at most."""
         least = min(self._before_s, self._lately_s)
         return None if least == NEVER else least
+
+    def weigh(self, late_s: float, batch_s: float) -> None:
+        """Move the boldness by a request that was late by `late_s`, of whose time batch work took `batch_s`."""
+        is_beyond = late_s > max(0.0, batch_s)
+        self._misses += min(1.0, _MEMORY * self._may_miss) * (is_beyond - self._misses)
+        if not is_beyond or self._misses < _OVERLOAD * self._may_miss:
+            self.boldness.update(is_missed=late_s > 0.0)
 
     def see(self, ttft_s: float | None, now: float, memory_s: float) -> None:
         """Note an arrival with this target."""
@@ -71,30 +84,35 @@ class Setpoints:
             held = self._classes[name] = ClassSetpoints(sequence, pace=pace, boldness=self._boldness)
         held.see(sequence.slo.ttft_target(sequence.request.prompt_tokens), now, self._memory_s)
 
-    def saw_finish(self, sequence: Sequence, now: float, *, is_harvesting: bool, has_lent: bool = False) -> None:
+    def saw_finish(
+        self, sequence: Sequence, now: float, *, batch_s: float, is_harvesting: bool, has_lent: bool = False
+    ) -> None:
         """Move the margins of the class by how the request fared; `is_harvesting`: there was batch work meanwhile.
 
-        `has_lent`: a step of its time was longer than its slack, so that a late answer says nothing of `pace`.
+        `batch_s`: what batch work took of its time. `has_lent`: a step of its time was longer than its slack, so that a
+        late answer says nothing of `pace`.
         """
         held = self._classes.get(sequence.service_class.name)
         if held is None or not self._is_moving or sequence.first_token_at is None:
             return
-        is_late = sequence.is_missed
-        is_slow = False
+        deadline = sequence.ttft_deadline
+        late_s = 0.0 if deadline is None else sequence.first_token_at - deadline
         if sequence.slo.tpot_s is not None and sequence.output_tokens > 1:
             due = sequence.token_deadline()
             assert due is not None
-            is_slow = now > due - sequence.slo.tpot_s
+            slow_s = now - (due - sequence.slo.tpot_s)
+            is_slow = slow_s > 0.0
+            late_s = max(late_s, slow_s)
             if not sequence.is_late and not sequence.is_missed and not (is_slow and has_lent):
                 held.pace.update(is_missed=is_slow)
         if is_harvesting:
-            held.boldness.update(is_missed=is_late or is_slow, is_easy=_was_easy(sequence, now))
+            held.weigh(late_s, batch_s)
 
-    def saw_refusal(self, sequence: Sequence, *, is_harvesting: bool) -> None:
-        """Count a refused request as one that missed."""
+    def saw_refusal(self, sequence: Sequence, late_s: float, *, batch_s: float, is_harvesting: bool) -> None:
+        """Count a refused request as one that missed by `late_s`, of whose time batch work took `batch_s`."""
         held = self._classes.get(sequence.service_class.name)
         if held is not None and self._is_moving and is_harvesting:
-            held.boldness.update(is_missed=True)
+            held.weigh(late_s, batch_s)
 
     def pace(self, class_name: str) -> float:
         """Return the share of its slack that a step may take from a sequence of a protected class that was seen."""
@@ -136,11 +154,3 @@ class Setpoints:
 
     def _awake(self, now: float) -> list[ClassSetpoints]:
         return [held for held in self._classes.values() if now - held.seen_at < self._memory_s]
-
-
-def _was_easy(sequence: Sequence, now: float) -> bool:
-    """Return whether a sequence that ends now took no more than a small share of its targets."""
-    first_at, deadline, tpot_s = sequence.first_token_at, sequence.ttft_deadline, sequence.slo.tpot_s
-    assert first_at is not None
-    is_early = deadline is None or first_at - sequence.arrived_at <= _EASY * (deadline - sequence.arrived_at)
-    return is_early and (tpot_s is None or now - first_at <= _EASY * (sequence.output_tokens - 1) * tpot_s)

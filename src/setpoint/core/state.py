@@ -14,10 +14,11 @@ class State:
     """The view that the replica machine gives to its strategy; strategies read it and change nothing in it.
 
     `prefill_s` is the step time that a prefill token was really given
-    lately, decodes of the same step included (exponentially weighted over tokens); `None` before the first.
+    lately, decodes of the same step included (exponentially weighted over tokens); `None` before the first. `batch_s`
+    is what batch work has added to all steps so far, as predicted.
     """
 
-    __slots__ = ("_bare_prefill_s", "classes", "ledger", "now", "prefill_s", "step_time")
+    __slots__ = ("_bare_prefill_s", "batch_s", "classes", "ledger", "now", "prefill_s", "step_time")
 
     def __init__(self, ledger: Ledger, classes: dict[str, ServiceClass], step_time: StepTime) -> None:
         """Look at these; the clock stands at 0."""
@@ -26,6 +27,7 @@ class State:
         self.step_time = step_time
         self.now = 0.0
         self.prefill_s: float | None = None
+        self.batch_s = 0.0
         self._bare_prefill_s: float | None = None
 
     def seconds_per_prefill_token(self) -> float:

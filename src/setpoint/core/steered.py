@@ -49,6 +49,7 @@ class Underway(NamedTuple):
     predicted_s: float
     yields: tuple[int, ...]
     firsts: tuple[int, ...]
+    batch_s: float
 
 
 class SteeredMachine(ReplicaMachine):
@@ -103,6 +104,7 @@ class SteeredMachine(ReplicaMachine):
 
     def _planned(self, draft: Draft) -> StepPlan:
         self._steps += 1
+        self._batch_s = draft.batch_s
         if len(draft.decodes) == len(self.ledger.decoding):
             decodes = self._everyone = self.ledger.decodes.ids()
         else:
@@ -145,7 +147,7 @@ class SteeredMachine(ReplicaMachine):
         for sequence in ledger.decodes.ended(()):
             ledger.end(sequence)
         yields += tuple([s.id for s in prefilled])
-        self.underway.append(Underway(event.step_id, shape, predicted_s, yields, firsts))
+        self.underway.append(Underway(event.step_id, shape, predicted_s, yields, firsts, self._batch_s))
 
     def _admit(self, sequence: Sequence, cached_tokens: int, known_tokens: int) -> None:
         """Let a sequence in with what the engine found in its cache."""
@@ -190,6 +192,7 @@ class SteeredMachine(ReplicaMachine):
         assert event.step_id == step.step_id, "steps finish in the order in which they began"
         self._busy_since = event.at
         self.shape = step.shape
+        self.state.batch_s += step.batch_s
         self._learn(event.step_seconds)
         sequences = self.ledger.sequences
         for request_id in step.firsts:

@@ -15,7 +15,7 @@ from setpoint.core.setpoints import Setpoints
 from setpoint.core.state import State
 from setpoint.core.strategies.batching import decode_or_preempt
 from setpoint.core.strategies.options import SlackOptions
-from setpoint.model import Binding
+from setpoint.model import Binding, StepShape
 
 HOPEFUL, LATE, HARVEST = 0.0, 1.0, 2.0
 """The parts of the waiting queue, in their order: first elements of the keys."""
@@ -109,6 +109,7 @@ class Harvester:
         self, draft: Draft, decoding: Collection[Sequence], cap_s: float, spare_s: float | None, state: State
     ) -> None:
         """Fill what is left of the step with batch work."""
+        own = draft.shape
         if spare_s is not None:
             cap_s = min(cap_s, draft.seconds + self._setpoints.boldness(state.now) * max(0.0, spare_s))
         if draft.preempted:
@@ -119,6 +120,7 @@ class Harvester:
         self._was_there |= state.ledger.harvests > 0
         if draft.is_empty:
             decode_or_preempt(draft, draft.decoding(), batch_last)
+        draft.batch_s = _bare_seconds(draft.shape, state) - _bare_seconds(own, state)
 
     def _fill_decodes(self, draft: Draft, decoding: Collection[Sequence], cap_s: float) -> None:
         """Put in the decodes, the oldest first where not all have room; in an empty step at least one.
@@ -165,6 +167,13 @@ class Harvester:
                 if blocker is not None:
                     draft.binding = Binding("harvest" if blocker == "slack" else blocker)
                     return
+
+
+def _bare_seconds(shape: StepShape, state: State) -> float:
+    """Return the seconds of a step, those for the contexts that its decodes read apart; none for an empty one."""
+    if not shape.decodes and not shape.prefills:
+        return 0.0
+    return state.step_time.seconds(shape.decodes, 0, shape.prefill_tokens, shape.prefill_work, shape.prefills)
 
 
 def _age(sequence: Sequence) -> Key:

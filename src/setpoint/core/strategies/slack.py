@@ -34,6 +34,8 @@ from setpoint.model import Binding, Horizon, chunk_work
 from setpoint.units import Instant
 
 _UNSIZED_TOKENS = 512
+_LATE_S = 1e-9
+"""Who is refused has missed, due or not."""
 
 
 class _Limits(NamedTuple):
@@ -86,13 +88,20 @@ class Slack(Strategy):
         if not sequence.is_harvest:
             has_lent = self._lender.has_lent(sequence)
             is_harvesting = self._harvester.take_was_there()
-            self.setpoints.saw_finish(sequence, state.now, is_harvesting=is_harvesting, has_lent=has_lent)
+            batch_s = state.batch_s - sequence.base_batch_s
+            self.setpoints.saw_finish(
+                sequence, state.now, batch_s=batch_s, is_harvesting=is_harvesting, has_lent=has_lent
+            )
             self._lender.saw_finish(sequence, state.now)
 
     def saw_refusal(self, sequence: Sequence, state: State) -> None:
         """Hold batch work back: what it took could have made room."""
         if not sequence.is_harvest:
-            self.setpoints.saw_refusal(sequence, is_harvesting=self._harvester.take_was_there())
+            begun_s = sequence.remaining_tokens * state.seconds_per_prefill_token()
+            late_s = max(_LATE_S, state.now + begun_s - sequence.due_at)
+            batch_s = state.batch_s - sequence.base_batch_s
+            is_harvesting = self._harvester.take_was_there()
+            self.setpoints.saw_refusal(sequence, late_s, batch_s=batch_s, is_harvesting=is_harvesting)
 
     def plan(self, draft: Draft, state: State) -> None:
         """Build the step in the four parts that the module describes."""
