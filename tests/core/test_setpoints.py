@@ -31,6 +31,8 @@ def test_the_tightest_target_counts_for_one_memory_at_least_and_two_at_most() ->
     assert found[:5] == pytest.approx([0.1] * 5)
     assert found[12:] == pytest.approx([1.0] * 7)
     assert setpoints.longest_step_s(50.0 + 190.0 + 61.0) == 9.0
+    assert arrives(setpoints, 500.0, 0.2) == pytest.approx(0.1)
+    assert arrives(setpoints, 630.0, 2.0) == pytest.approx(1.0)
 
 
 def ended(setpoints: Setpoints, *, late_s: float, batch_s: float) -> float:

@@ -155,3 +155,15 @@ def test_what_batch_work_adds_to_the_steps_is_known_of_each_request(scheduler: M
     assert len(it.plan.decodes) == 2
     it.step(times=min(times, it.plan.horizon.steps))
     assert it.machine.state.batch_s - before == pytest.approx(0.001 * min(times, it.plan.horizon.steps))
+
+
+@pytest.mark.parametrize(("tpot_s", "ttft_s", "is_in"), [(9.0, 90.0, True), (0.019, 90.0, False), (9.0, 0.09, False)])
+def test_a_step_that_takes_a_small_part_of_all_targets_may_always_hold_batch_work(
+    scheduler: MakeScheduler, tpot_s: float, ttft_s: float, *, is_in: bool
+) -> None:
+    it = scheduler("slack", boldness=0.0101, is_controlled=False)
+    it.arrives("chat", output=30, tpot_s=tpot_s, ttft_s=ttft_s)
+    it.step()
+    it.arrives("batch", prompt=64, output=30)
+    it.step()
+    assert bool(it.plan.prefills) is is_in

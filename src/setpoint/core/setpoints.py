@@ -18,6 +18,8 @@ from setpoint.units import NEVER
 _LEAST_ALLOWED = 0.002
 _AIM = 0.5
 """Batch work is held at this share of the misses that are allowed: who hovers at a promise breaks it half the time."""
+_HARMLESS_TTFT = 0.05
+"""Share of a TTFT target that a step of batch work may always last."""
 _MEMORY, _OVERLOAD = 2.0, 3.0
 """In multiples of what a class may miss: the weight of the latest request in its share of misses that batch work has no
 part in, and the share from which on it is overloaded."""
@@ -56,8 +58,9 @@ class ClassSetpoints:
     def see(self, ttft_s: float | None, now: float, memory_s: float) -> None:
         """Note an arrival with this target."""
         self.seen_at = now
-        if now - self._turned_at >= memory_s:
-            self._turned_at, self._before_s, self._lately_s = now, self._lately_s, NEVER
+        if (gone_s := now - self._turned_at) >= memory_s:
+            self._before_s = self._lately_s if gone_s < 2.0 * memory_s else NEVER
+            self._turned_at, self._lately_s = now, NEVER
         if ttft_s is not None:
             self._lately_s = min(self._lately_s, ttft_s)
 
@@ -138,6 +141,11 @@ class Setpoints:
             if held.ttft_s is not None
         ]
         return min(caps, default=self._idle_step_s)
+
+    def harmless_s(self, now: float) -> float:
+        """Return what an arrival can always wait for: a small part of its TTFT target; 0 where nobody has one."""
+        targets = [held.ttft_s for held in self._awake(now) if held.ttft_s is not None]
+        return _HARMLESS_TTFT * min(targets, default=0.0)
 
     def quiet_at(self, now: float) -> float | None:
         """Return when the next class will have been silent for so long that it is no longer reckoned with."""

@@ -31,9 +31,11 @@ from setpoint.core.strategies.harvest import HARVEST, HOPEFUL, LATE, Harvester, 
 from setpoint.core.strategies.lending import Lender
 from setpoint.core.strategies.options import SlackOptions
 from setpoint.model import Binding, Horizon, chunk_work
-from setpoint.units import Instant
+from setpoint.units import NEVER, Instant
 
 _UNSIZED_TOKENS = 512
+_HARMLESS_TPOT = 0.25
+"""A step that lasts this share of a TPOT target leaves room for three more like it."""
 _LATE_S = 1e-9
 """Who is refused has missed, due or not."""
 
@@ -173,6 +175,8 @@ class Slack(Strategy):
             if cap_s is not None:
                 bold = self.setpoints.boldness(state.now)
                 harvest_s = min(harvest_s, own_s + bold * max(0.0, cap_s - own_s))
+            harmless_s = self._harmless_s(state)
+            harvest_s = max(harvest_s, harmless_s if cap_s is None else min(cap_s, harmless_s))
         least = self._options.chunk_min
         work = chunk_work(state.ledger.capacity.context_tokens_max, least)
         floor_s = state.step_time.seconds(len(draft.decodes), draft.context_tokens, least, work, 1)
@@ -180,6 +184,11 @@ class Slack(Strategy):
         if cap_s is None or longest_s < cap_s:
             return _Limits(longest_s, None, harvest_s)
         return _Limits(cap_s, tightest, harvest_s)
+
+    def _harmless_s(self, state: State) -> float:
+        """Return how long a step with batch work may last, however careful one is: a small part of all targets."""
+        paces = [tpot_s for _, tpot_s, _ in state.ledger.decodes.protected.by_deadline()]
+        return min(_HARMLESS_TPOT * min(paces, default=NEVER), self.setpoints.harmless_s(state.now))
 
     def _least_room(
         self, own_s: float, state: State, left_out: Collection[Sequence]
