@@ -26,9 +26,9 @@ def ledger(step_tokens: int = 1000) -> Ledger:
     )
 
 
-def sequence(prompt: int, *, cached: int = 0) -> Sequence:
+def sequence(prompt: int, *, cached: int = 0, request_id: int = 1) -> Sequence:
     request = Request(
-        id=1,
+        id=request_id,
         class_name="chat",
         arrived_at=Instant(0.0),
         prompt_tokens=Tokens(prompt),
@@ -81,3 +81,19 @@ def test_a_budget_below_that_of_the_engine_is_kept() -> None:
     draft = Draft(ledger(step_tokens=64), STEP_TIME, tokens_max=10)
     assert draft.add_prefill(sequence(20)) == "tokens"
     assert draft.shape.prefill_tokens == 10
+
+
+def test_where_tokens_are_short_the_first_decodes_go_in_and_only_full_blocks_take_new_ones() -> None:
+    held = ledger()
+    decoding = [sequence(prompt, request_id=i) for i, prompt in enumerate((8, 16, 8))]
+    for one in decoding:
+        held.wait(one, (0.0,))
+        held.admit(one)
+        held.hold(one, one.prompt_tokens)
+        one.computed_tokens = one.prompt_tokens
+        held.decode(one, Instant(0.0))
+    draft = Draft(held, STEP_TIME, tokens_max=2)
+    assert draft.add_decodes(decoding) == decoding[2:]
+    assert draft.decodes == decoding[:2]
+    assert draft.growing == decoding[1:2]
+    assert draft.free_blocks == held.free_blocks - 1
