@@ -3,7 +3,7 @@
 from bisect import bisect_right
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 from tests.core.conftest import MakeScheduler
@@ -25,6 +25,7 @@ LONG_S = 0.055
     tokens=st.integers(1, 60),
     more=st.floats(0.0, 30.0),
 )
+@example(lengths=[*range(2, 60)] * 4, tokens=10, more=5.0)
 def test_the_share_that_ended_is_that_of_the_last_two_hundred_that_came_as_far(
     lengths: list[int], tokens: int, more: float
 ) -> None:
