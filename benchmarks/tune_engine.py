@@ -79,9 +79,9 @@ def vllm(args: argparse.Namespace) -> Trial:
     lengths = ("--prompt", "lognormal:mean=36,cv=0.5,max=192", "--output", "lognormal:mean=9,cv=0.5,max=48")
     targets = ("--ttft-ms", f"{args.ttft_ms:g}", "--tpot-ms", f"{args.tpot_ms:g}")
     base = (args.model, "--engine", "vllm", "--command", args.command, "--engine-args", flags, *lengths, *targets)
-    other = ("scheduler", ()) if args.plugin else ("sequences", ("--knob", "sequences=16"))
-    space = ("--only", f"batched_tokens,{other[0]}", "--knob", "batched_tokens=16,24", *other[1])
-    return Trial("vllm", (*base, "--users", "32", "--context", "1024"), space)
+    own = ("--only", "batched_tokens,sequences", "--knob", "sequences=16")
+    space = ("--only", "batched_tokens,scheduler") if args.plugin else own
+    return Trial("vllm", (*base, "--users", "32", "--context", "1024"), (*space, "--knob", "batched_tokens=16,24"))
 
 
 def tuned(trial: Trial, space: Sequence[str], minutes: float, seed: int, folder: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What `slack` reckons with: the tightest TTFT target of late, and who had time to spare."""
+"""What `slack` reckons with: the tightest TTFT target of late, and whose misses batch work had a part in."""
 
 import pytest
 

@@ -151,7 +151,7 @@ def test_what_batch_work_adds_to_the_steps_is_known_of_each_request(scheduler: M
     it.step()
     it.step()
     before = it.machine.state.batch_s
-    assert before > it.machine.ledger.sequences[1].base_batch_s > 0.0
+    assert before > it.machine.ledger.sequences[1].batch_before_s > 0.0
     assert len(it.plan.decodes) == 2
     it.step(times=min(times, it.plan.horizon.steps))
     assert it.machine.state.batch_s - before == pytest.approx(0.001 * min(times, it.plan.horizon.steps))

@@ -95,7 +95,7 @@ class ReplicaMachine:
             self._out.append(Reject(request_id=request.id, reason="unknown_class"))
             return
         sequence = Sequence(request, service_class)
-        sequence.base_batch_s = self.state.batch_s
+        sequence.batch_before_s = self.state.batch_s
         reason = self._refusal(sequence)
         if reason is not None:
             retry_after_s = self.strategy.retry_after(sequence, self.state) if reason == "queue_full" else None

@@ -30,9 +30,9 @@ class Sequence:
     __slots__ = (
         "anchor",
         "arrived_at",
-        "base_batch_s",
         "base_computed",
         "base_output",
+        "batch_before_s",
         "blocks",
         "cached_tokens",
         "due_at",
@@ -68,10 +68,10 @@ class Sequence:
         self.cached_tokens: int = request.cached_tokens
         self.rounds = _STILL
         self.base_computed: int = self.cached_tokens + request.received_tokens
-        self.base_batch_s = 0.0
-        """What batch work had added to all steps when it arrived."""
         self.base_output = 0
         """Tokens computed and yielded, less the rounds."""
+        self.batch_before_s = 0.0
+        """What batch work had added to all steps when it arrived."""
         self.target_tokens: int = self.prompt_tokens
         self.blocks = 0
         self.slot: int | None = None

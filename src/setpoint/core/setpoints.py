@@ -127,8 +127,8 @@ class Setpoints:
 
     def longest_step_s(self, now: float) -> float:
         """Return how long a step of protected work may last with regard to who might arrive meanwhile."""
-        targets = [held.ttft_s for held in self._awake(now) if held.ttft_s is not None]
-        return self._arrival * min(targets) if targets else self._idle_step_s
+        ttft_s = self._tightest_ttft_s(now)
+        return self._idle_step_s if ttft_s is None else self._arrival * ttft_s
 
     def longest_harvest_s(self, now: float, own_s: float) -> float:
         """Return the same of a step that holds batch work, and would last `own_s` without.
@@ -144,8 +144,7 @@ class Setpoints:
 
     def harmless_s(self, now: float) -> float:
         """Return what an arrival can always wait for: a small part of its TTFT target; 0 where nobody has one."""
-        targets = [held.ttft_s for held in self._awake(now) if held.ttft_s is not None]
-        return _HARMLESS_TTFT * min(targets, default=0.0)
+        return _HARMLESS_TTFT * (self._tightest_ttft_s(now) or 0.0)
 
     def quiet_at(self, now: float) -> float | None:
         """Return when the next class will have been silent for so long that it is no longer reckoned with."""
@@ -159,6 +158,9 @@ class Setpoints:
     def report(self) -> dict[str, dict[str, float]]:
         """Return the margins by class, for people and metrics."""
         return {n: {"pace": c.pace.value, "boldness": c.boldness.value} for n, c in sorted(self._classes.items())}
+
+    def _tightest_ttft_s(self, now: float) -> float | None:
+        return min([held.ttft_s for held in self._awake(now) if held.ttft_s is not None], default=None)
 
     def _awake(self, now: float) -> list[ClassSetpoints]:
         return [held for held in self._classes.values() if now - held.seen_at < self._memory_s]

@@ -30,6 +30,10 @@ class State:
         self.batch_s = 0.0
         self._bare_prefill_s: float | None = None
 
+    def batch_seconds_since(self, sequence: Sequence) -> float:
+        """Return what batch work has added to all steps since `sequence` arrived."""
+        return self.batch_s - sequence.batch_before_s
+
     def seconds_per_prefill_token(self) -> float:
         """Return the step seconds that a prompt token costs: as lately achieved, else as the model says."""
         return self.bare_prefill_s() if self.prefill_s is None else self.prefill_s

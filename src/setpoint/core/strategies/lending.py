@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import NamedTuple
 
+from setpoint.core.admission import Job, nobody
 from setpoint.core.decodes import Group
 from setpoint.core.filling import Draft
 from setpoint.core.sequence import Sequence
@@ -108,12 +109,13 @@ class Lender:
         """
         own_s = draft.seconds
         if kept and draft.seconds_with(kept[0], kept[0].remaining_tokens) > cap_s:
-            busy_until = state.now + own_s
             bare_s = state.bare_prefill_s()
-            least_s = min(s.due_at - (busy_until := busy_until + s.remaining_tokens * bare_s) for s in kept)
-            loan = self._granted(draft, kept[0], state, kept[0].due_at) if least_s < own_s else None
-            if loan is not None:
-                return loan
+            jobs = [Job(s.id, s.due_at, s.remaining_tokens * bare_s) for s in kept]
+            least_s = nobody(jobs, state.now + own_s).spare_s
+            if least_s is not None and least_s < own_s:
+                loan = self._granted(draft, kept[0], state, kept[0].due_at)
+                if loan is not None:
+                    return loan
         latest = NEVER if spare_s is None else state.now + own_s + spare_s
         loans = (self._granted(draft, s, state, min(s.due_at, latest)) for s in islice(given_up, _CANDIDATES))
         return next((loan for loan in loans if loan is not None), None)

@@ -88,22 +88,25 @@ class Slack(Strategy):
     def saw_finish(self, sequence: Sequence, state: State) -> None:
         """Move the margins of the class."""
         if not sequence.is_harvest:
-            has_lent = self._lender.has_lent(sequence)
-            is_harvesting = self._harvester.take_was_there()
-            batch_s = state.batch_s - sequence.base_batch_s
             self.setpoints.saw_finish(
-                sequence, state.now, batch_s=batch_s, is_harvesting=is_harvesting, has_lent=has_lent
+                sequence,
+                state.now,
+                batch_s=state.batch_seconds_since(sequence),
+                is_harvesting=self._harvester.take_was_there(),
+                has_lent=self._lender.has_lent(sequence),
             )
             self._lender.saw_finish(sequence, state.now)
 
     def saw_refusal(self, sequence: Sequence, state: State) -> None:
         """Hold batch work back: what it took could have made room."""
         if not sequence.is_harvest:
-            begun_s = sequence.remaining_tokens * state.seconds_per_prefill_token()
-            late_s = max(_LATE_S, state.now + begun_s - sequence.due_at)
-            batch_s = state.batch_s - sequence.base_batch_s
-            is_harvesting = self._harvester.take_was_there()
-            self.setpoints.saw_refusal(sequence, late_s, batch_s=batch_s, is_harvesting=is_harvesting)
+            left_s = sequence.remaining_tokens * state.seconds_per_prefill_token()
+            self.setpoints.saw_refusal(
+                sequence,
+                max(_LATE_S, state.now + left_s - sequence.due_at),
+                batch_s=state.batch_seconds_since(sequence),
+                is_harvesting=self._harvester.take_was_there(),
+            )
 
     def plan(self, draft: Draft, state: State) -> None:
         """Build the step in the four parts that the module describes."""

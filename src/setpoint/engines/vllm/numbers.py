@@ -37,6 +37,7 @@ COUNTERS = {
     "error_s": "Sum of the absolute differences between predicted and measured step durations",
 }
 _MICRO = 1e6
+_SENT_EVERY_S = 0.05
 
 
 class Numbers:
@@ -46,6 +47,7 @@ class Numbers:
         """Start from nothing."""
         self.counts = Counter[tuple[str, str]]()
         self.gauges: dict[str, float] = {}
+        self._due_at = 0.0
 
     def add(self, name: str, label: str = "", amount: float = 1) -> None:
         """Count `amount` more under `name` and `label`."""
@@ -89,6 +91,16 @@ class Numbers:
         tpot_s = sequence.slo.tpot_s
         if tpot_s is not None and tokens > 1 and at - first_at > (tokens - 1) * tpot_s:
             self.add("missed", f"{name}/tpot")
+
+    def due(self, now: float, *, is_last: bool) -> dict[str, int]:
+        """Return what is to travel now: nothing where steps are short and the last numbers are but just sent.
+
+        `is_last`: there may be no step for long after this one, so that they go whenever the others went.
+        """
+        if now < self._due_at and not is_last:
+            return {}
+        self._due_at = now + _SENT_EVERY_S
+        return self.packed()
 
     def packed(self) -> dict[str, int]:
         """Return all numbers as they travel."""

@@ -10,22 +10,19 @@ is counted by its reason, and each reason is logged once.
 """
 
 import logging
-import time
 from collections import deque
 from collections.abc import Callable
 from itertools import count
 from typing import NamedTuple, TypeVar
 
 from setpoint.core.steered import SteeredMachine
-from setpoint.engines.journal import JournalFile
 from setpoint.engines.vllm.arrange import Arrangement, arrange
 from setpoint.engines.vllm.asked import core_request
 from setpoint.engines.vllm.begun import begun
 from setpoint.engines.vllm.door import Door
 from setpoint.engines.vllm.host import HostRequest, StepResult
 from setpoint.engines.vllm.numbers import Numbers
-from setpoint.engines.vllm.options import PluginOptions
-from setpoint.engines.vllm.seat import Seat
+from setpoint.engines.vllm.parts import Parts
 from setpoint.errors import RequestError
 from setpoint.model import (
     AnyCommand,
@@ -44,28 +41,11 @@ from setpoint.model import (
 from setpoint.units import Instant, Seconds
 
 STEP_S_MIN = 1e-6
-_TELL_EVERY_S = 0.05
 
 T = TypeVar("T")
 R = TypeVar("R", bound=StepResult)
 
 log = logging.getLogger(__name__)
-
-
-class Parts(NamedTuple):
-    """What a pilot works with.
-
-    `make_machine` gives a new machine; `refuse` ends a request in vLLM, for a reason in words; `journal` gets each
-    event with its commands; `clock` is monotonic, `wall` is the clock that dates the arrivals.
-    """
-
-    seat: Seat
-    options: PluginOptions
-    make_machine: Callable[[], SteeredMachine]
-    refuse: Callable[[HostRequest, str], None]
-    journal: JournalFile | None = None
-    clock: Callable[[], float] = time.monotonic
-    wall: Callable[[], float] = time.time
 
 
 class _Flight(NamedTuple):
@@ -97,7 +77,6 @@ class Pilot:
         self._is_stalled = False
         self._free_since = 0.0
         self._now = 0.0
-        self._tell_at = 0.0
 
     @property
     def machine(self) -> SteeredMachine | None:
@@ -177,14 +156,8 @@ class Pilot:
         return outputs
 
     def stats(self) -> dict[str, int]:
-        """Return the numbers as they travel; nothing where steps are short and the last are but just sent.
-
-        With the last request that vLLM knows they always go: there may be no step after it for long.
-        """
-        if self._now < self._tell_at and self._seat.requests:
-            return {}
-        self._tell_at = self._now + _TELL_EVERY_S
-        return self.numbers.packed()
+        """Return the numbers that are to travel now."""
+        return self.numbers.due(self._now, is_last=not self._seat.requests)
 
     def close(self) -> None:
         """End the journal."""

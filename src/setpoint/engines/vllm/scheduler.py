@@ -12,7 +12,8 @@ from typing import Any, NamedTuple, Protocol
 from setpoint.engines.vllm.build import machine_maker, open_journal
 from setpoint.engines.vllm.host import TESTED, HostRequest, StepResult, check
 from setpoint.engines.vllm.options import PluginOptions, read_options
-from setpoint.engines.vllm.pilot import Parts, Pilot
+from setpoint.engines.vllm.parts import Parts
+from setpoint.engines.vllm.pilot import Pilot
 from setpoint.engines.vllm.queue import PlannedQueue
 from setpoint.engines.vllm.seat import Seat
 from setpoint.errors import ConfigError
