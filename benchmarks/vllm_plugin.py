@@ -70,9 +70,9 @@ STOCKS = (
 
 The bound is that of the first, whose budget is therefore none that would hold prompts back.
 """
-BESIDE = (0.1, 0.3, 0.5, 0.7, 0.9)
+BESIDE = (0.1, 0.4, 0.7, 0.9)
 ALONE = (0.5, 0.7, 0.9)
-TIGHTLY = (0.15, 0.25, 0.35, 0.5, 0.7, 0.9)
+TIGHTLY = (0.25, 0.35, 0.45, 0.55, 0.7)
 QUICK_RUNGS = 2
 LOOSE_AT = 0.3
 LOOSE_ROUNDS, LOOSE_S, LOOSE_FILL_S = 2, 50.0, 20.0
