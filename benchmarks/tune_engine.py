@@ -80,7 +80,9 @@ def vllm(args: argparse.Namespace) -> Trial:
     targets = ("--ttft-ms", f"{args.ttft_ms:g}", "--tpot-ms", f"{args.tpot_ms:g}")
     base = (args.model, "--engine", "vllm", "--command", args.command, "--engine-args", flags, *lengths, *targets)
     own = ("--only", "batched_tokens,sequences", "--knob", "sequences=16")
-    space = ("--only", "batched_tokens,scheduler") if args.plugin else own
+    # where there is one class, `priority` is first come first served
+    ours = ("--only", "batched_tokens,scheduler", "--knob", "scheduler=fcfs,setpoint")
+    space = ours if args.plugin else own
     return Trial("vllm", (*base, "--users", "32", "--context", "1024"), (*space, "--knob", "batched_tokens=16,24"))
 
 

@@ -14,7 +14,7 @@ from itertools import cycle
 from typing import Any, NamedTuple
 
 from contest import BATCH_LENGTHS, CHAT_LENGTHS
-from vllm_loads import BANDS, IN_FLIGHT, SEQUENCES, Load, Seen, judged
+from vllm_loads import BANDS, IN_FLIGHT, SEQUENCES, Load, Piece, Seen, judged
 from vllm_made import Made, made_request, made_scheduler
 
 from setpoint import seeds
@@ -90,7 +90,8 @@ class Server:
             if window[0] <= before < window[1]:
                 tokens += self.tokens
         self._leave()
-        return judged(load, sorted(records, key=lambda r: r.scheduled_at), tokens / (window[1] - window[0]), 0)
+        records.sort(key=lambda r: r.scheduled_at)
+        return judged(load, [Piece.of(load, records, tokens / (window[1] - window[0]), 0)])
 
     @property
     def _chatting(self) -> bool:

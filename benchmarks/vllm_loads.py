@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import count
-from statistics import median
-from typing import NamedTuple
+from statistics import fmean, median
+from typing import NamedTuple, Self
 
 import msgspec
 from contest import BATCH_LENGTHS, BATCH_OUTPUT_MAX, CHAT_LENGTHS, CHAT_OUTPUT_MAX, WARM_UP, Rung, capacity_of
@@ -57,7 +57,7 @@ NEVER = float("inf")
 class Load(NamedTuple):
     """What is asked of a server: chat at `rate` (0: none) for `seconds`, beside the backlog or not, held to `slo`.
 
-    The first `fill_s`, a tenth at least, do not count.
+    The first `fill_s`, a tenth at least, do not count. Another `draw` has other arrivals and lengths.
     """
 
     rate: float
@@ -65,11 +65,41 @@ class Load(NamedTuple):
     slo: Slo
     has_backlog: bool = True
     fill_s: float = 0.0
+    draw: int = 0
 
     @property
     def start_s(self) -> float:
         """When what is seen begins to count."""
         return max(self.fill_s, WARM_UP * self.seconds)
+
+
+class Piece(NamedTuple):
+    """What came of a load at one time: the chat that counts, its targets, tokens per second, requests that failed.
+
+    Everything took `slow` times as long as usual then.
+    """
+
+    chat: list[RequestRecord]
+    slo: Slo
+    tokens_per_s: float
+    failed: int
+    slow: float = 1.0
+
+    @classmethod
+    def of(cls, load: Load, chat: list[RequestRecord], tokens_per_s: float, failed: int) -> Self:
+        """Return the piece without what was due in the warm-up."""
+        start = min((r.scheduled_at for r in chat), default=0.0) + load.start_s
+        return cls([r for r in chat if r.scheduled_at >= start], load.slo, tokens_per_s, failed)
+
+    @property
+    def good(self) -> int:
+        """How many requests met their targets."""
+        return sum(met(r, self.slo) for r in self.chat)
+
+    @property
+    def prompt(self) -> int:
+        """How many had their first token in time."""
+        return sum(r.ttft_s is not None and r.ttft_s <= (self.slo.ttft_s or NEVER) for r in self.chat)
 
 
 class Seen(NamedTuple):
@@ -106,7 +136,7 @@ class Client:
         self._seed = seed
         self._runs = count(1)
 
-    def run(self, load: Load) -> Seen:
+    def run(self, load: Load) -> Piece:
         """Offer `load`; return what came of it."""
         number = next(self._runs)
         is_over = threading.Event()
@@ -119,11 +149,11 @@ class Client:
             finally:
                 is_over.set()
             failed = sum(r.is_failed for r in chat) + (batch.result() if batch is not None else 0)
-        seen = judged(load, chat, tokens_per_s, failed)
+        piece = Piece.of(load, chat, tokens_per_s, failed)
         if load.rate:
-            name, rung = self._setting.name, seen.rung
-            say(f"  {name} at {load.rate:.2f}/s: {rung.attainment:.3f} of {rung.requests}, {tokens_per_s:.0f} tokens/s")
-        return seen
+            shares = f"{piece.good} of {len(piece.chat)} in time"
+            say(f"  {self._setting.name} at {load.rate:.2f}/s: {shares}, {tokens_per_s:.0f} tokens/s")
+        return piece
 
     def beat(self) -> float:
         """Return the seconds that a request takes which has the server to itself: how fast the machine is now."""
@@ -160,7 +190,7 @@ class Client:
         return len(ended) / (max(ended) - min(r.scheduled_at for r in records))
 
     def _chat(self, load: Load, number: int) -> list[RequestRecord]:
-        plan = _planned("chat", load.rate, self._seed, seconds=load.seconds)
+        plan = _planned("chat", load.rate, self._seed, draw=load.draw, seconds=load.seconds)
         options = RunOptions(seed=1000 * number)
         return measure_in_process(self._target(load.slo), plan, options, lexicon=self._lexicon).records
 
@@ -217,20 +247,19 @@ def _share(good: Sequence[bool]) -> float:
     return sum(good) / max(1, len(good))
 
 
-def judged(load: Load, chat: list[RequestRecord], tokens_per_s: float, failed: int) -> Seen:
-    """Return what came of a load, less the warm-up."""
-    start = min((r.scheduled_at for r in chat), default=0.0)
-    records = [r for r in chat if r.scheduled_at >= start + load.start_s]
-    ttft = sorted(NEVER if r.ttft_s is None else r.ttft_s for r in records) or [NEVER]
-    tpot = sorted(r.tpot_s for r in records if r.tpot_s is not None) or [NEVER]
-    good = sum(met(r, load.slo) for r in records)
-    requests = max(1, len(records))
+def judged(load: Load, pieces: Sequence[Piece]) -> Seen:
+    """Return what came of a load in all its pieces together, scaled back to how fast the machine usually is."""
+    ttft = sorted(NEVER if r.ttft_s is None else r.ttft_s / one.slow for one in pieces for r in one.chat) or [NEVER]
+    tpot = sorted(r.tpot_s / one.slow for one in pieces for r in one.chat if r.tpot_s is not None) or [NEVER]
+    requests = sum(len(one.chat) for one in pieces)
+    attainment = sum(one.good for one in pieces) / max(1, requests)
+    tokens_per_s = fmean([one.tokens_per_s * one.slow for one in pieces])
     mean = CHAT_LENGTHS[0].mean + CHAT_LENGTHS[1].mean
     rung = Rung(
         rate=load.rate,
-        attainment=good / requests,
-        ttft_attainment=sum(t <= (load.slo.ttft_s or NEVER) for t in ttft) / requests,
-        requests=len(records),
+        attainment=attainment,
+        ttft_attainment=sum(one.prompt for one in pieces) / max(1, requests),
+        requests=requests,
         ttft_p95_s=rank_quantile(ttft, 0.95),
         tpot_p95_s=rank_quantile(tpot, 0.95),
         batch_tokens_per_s=max(0.0, tokens_per_s - load.rate * mean) if load.has_backlog else 0.0,
@@ -238,10 +267,10 @@ def judged(load: Load, chat: list[RequestRecord], tokens_per_s: float, failed: i
     return Seen(
         rung=rung,
         tokens_per_s=tokens_per_s,
-        failed=failed,
+        failed=sum(one.failed for one in pieces),
         ttft_p99_s=rank_quantile(ttft, 0.99),
         tpot_p99_s=rank_quantile(tpot, 0.99),
-        goodput=load.rate * good / requests,
+        goodput=load.rate * attainment,
     )
 
 
@@ -252,11 +281,11 @@ def held(seen: list[Seen]) -> float:
 
 
 def _planned(
-    name: str, rate: float, seed: int, *, seconds: float | None = None, total: int | None = None
+    name: str, rate: float, seed: int, *, draw: int = 0, seconds: float | None = None, total: int | None = None
 ) -> list[PlannedRequest]:
     (prompt, output), longest = (
         (BATCH_LENGTHS, BATCH_OUTPUT_MAX) if name == "batch" else (CHAT_LENGTHS, CHAT_OUTPUT_MAX)
     )
     traffic = Traffic(class_name=name, prompt=prompt, output=output)
-    plan = plan_traffic([traffic], Steady(rate), partial(stream, seed), duration_s=seconds, count=total)
+    plan = plan_traffic([traffic], Steady(rate), partial(stream, seed, draw), duration_s=seconds, count=total)
     return [msgspec.structs.replace(one, output_tokens=min(one.output_tokens, longest)) for one in plan]

@@ -7,9 +7,10 @@ DIR is a folder with a vLLM that has setpoint installed beside it, and a small m
 own: stock first come first served and stock `priority` (class and deadline in the number), with swept
 `--max-num-batched-tokens` and with fewer sequences at once, and the plug-in, untuned, with `qoserve` and with `slack`.
 All of them run at once (2.5 GB each), and are asked in turns, one at a time: a shared machine may be twice as fast in
-one minute as in another, so that whoever stood a rung apart would be measured on another machine. Before each run a
-request that has the server to itself tells how fast the machine is; targets and rates of the run are scaled by that,
-and what is printed is scaled back.
+one minute as in another, so that whoever stood a rung apart would be measured on another machine. A rung is offered in
+pieces of less than a minute, one contender after the other, each piece with draws of its own. Before each a few
+requests that have the server to themselves tell how fast the machine is; the median of the last ones scales targets and
+rates, and what is printed is scaled back.
 
 Each setting climbs the same ladders of chat rates, with the same draws, until too few requests are in time: chat
 beside a backlog that is never empty, chat alone, and chat alone under tighter targets; then a load with loose targets
@@ -41,10 +42,9 @@ from statistics import median
 from typing import TypeVar
 
 import httpx
-import msgspec
 from contest import GIVEN_UP, Rung, batch_at, capacity_of, scaled_slo, targets
 from reporting import arguments, report, say
-from vllm_loads import SEQUENCES, TPOT_TIMES, Client, Load, Seen, classes_of, held, loosened, tightened
+from vllm_loads import SEQUENCES, TPOT_TIMES, Client, Load, Piece, Seen, classes_of, held, judged, loosened, tightened
 from vllm_server import Setting, numbers, plugin, server, stock
 
 from setpoint.loadgen.probe import identify, learn_words
@@ -72,7 +72,7 @@ The bound is that of the first, whose budget is therefore none that would hold p
 """
 BESIDE = (0.1, 0.4, 0.7, 0.9)
 ALONE = (0.5, 0.7, 0.9)
-TIGHTLY = (0.25, 0.35, 0.45, 0.55, 0.7)
+TIGHTLY = (0.35, 0.45, 0.55, 0.65)
 QUICK_RUNGS = 2
 LOOSE_AT = 0.3
 LOOSE_ROUNDS, LOOSE_S, LOOSE_FILL_S = 2, 50.0, 20.0
@@ -81,6 +81,9 @@ PARTS = ("beside", "alone", "tight", "loose", "tiers", "answers")
 """What can be left out."""
 TIERS_AT = 0.8
 RUNG_S, QUICK_RUNG_S = 25.0, 12.0
+PIECE_S = 40.0
+BEATS = 5
+"""How many of the last beats tell how fast the machine is: each alone is off by a tenth and more."""
 RUNG_REQUESTS = 30
 """Where a rung would have fewer, it lasts up to twice as long."""
 WARM_UP_S = 15.0
@@ -144,7 +147,7 @@ class Yardstick:
     def slowness(self, client: Client) -> float:
         """Return how much longer everything takes now."""
         self.beats_s.append(client.beat())
-        return self.beats_s[-1] / self.beat_s
+        return median(self.beats_s[-BEATS:]) / self.beat_s
 
 
 def stocks(*, is_quick: bool) -> list[Setting]:
@@ -198,7 +201,7 @@ def contest(
     loose = Load(LOOSE_AT * by.bound, LOOSE_S, loosened(by.slo), fill_s=LOOSE_FILL_S)
     for turn in range((1 if is_quick else LOOSE_ROUNDS) if "loose" in parts else 0):
         for one in turned(contenders, turn):
-            one.loose.append(offered(one, by, loose))
+            one.loose.append(judged(loose, [offered(one, by, loose)]))
     for one in [one for one in contenders if one.is_for_chat_alone or not one.is_stock] if "tiers" in parts else []:
         slow = by.slowness(one.client)
         one.tiers = one.client.tiers(TIERS_AT * by.bound / slow, seconds, loosened(by.slo, slow))
@@ -206,12 +209,18 @@ def contest(
 
 def climb(ladders: list[tuple[Contender, list[Seen]]], by: Yardstick, shares: tuple[float, ...], load: Load) -> None:
     """Offer `load` at rising rates to all in turns, until too few requests meet their targets; add what was seen."""
-    for turn, share in enumerate(shares):
-        going = [(one, seen) for one, seen in ladders if not seen or seen[-1].rung.attainment >= GIVEN_UP]
+    for share in shares:
         rate = share * by.bound
         seconds = max(load.seconds, min(2.0 * load.seconds, RUNG_REQUESTS / rate))
-        for one, seen in turned(going, turn):
-            seen.append(offered(one, by, load._replace(rate=rate, seconds=seconds)))
+        turns = max(1, round(seconds / PIECE_S))
+        rung = load._replace(rate=rate, seconds=seconds / turns)
+        going = [(one, seen) for one, seen in ladders if not seen or seen[-1].rung.attainment >= GIVEN_UP]
+        pieces: list[list[Piece]] = [[] for _ in going]
+        for turn in range(turns):
+            for (one, _), its in turned([*zip(going, pieces, strict=True)], turn):
+                its.append(offered(one, by, rung._replace(draw=turn)))
+        for (_, seen), its in zip(going, pieces, strict=True):
+            seen.append(judged(rung, its))
 
 
 def turned(those: list[T], turn: int) -> list[T]:
@@ -220,28 +229,11 @@ def turned(those: list[T], turn: int) -> list[T]:
     return those[first:] + those[:first]
 
 
-def offered(one: Contender, by: Yardstick, load: Load) -> Seen:
-    """Offer a load, scaled to the machine as it is now; return what came of it, scaled back.
-
-    A rate is scaled back by what the machine was before and after.
-    """
-    before = by.slowness(one.client)
-    seen = one.client.run(load._replace(rate=load.rate / before, slo=loosened(load.slo, before)))
-    slow = 0.5 * (before + by.slowness(one.client))
-    rung = msgspec.structs.replace(
-        seen.rung,
-        rate=load.rate,
-        ttft_p95_s=seen.rung.ttft_p95_s / slow,
-        tpot_p95_s=seen.rung.tpot_p95_s / slow,
-        batch_tokens_per_s=seen.rung.batch_tokens_per_s * slow,
-    )
-    return seen._replace(
-        rung=rung,
-        tokens_per_s=seen.tokens_per_s * slow,
-        ttft_p99_s=seen.ttft_p99_s / slow,
-        tpot_p99_s=seen.tpot_p99_s / slow,
-        goodput=seen.goodput * slow,
-    )
+def offered(one: Contender, by: Yardstick, load: Load) -> Piece:
+    """Offer a load, scaled to the machine as it is now; return what came of it."""
+    slow = by.slowness(one.client)
+    piece = one.client.run(load._replace(rate=load.rate / slow, slo=loosened(load.slo, slow)))
+    return piece._replace(slow=slow)
 
 
 def answers(setting: Setting, by: Yardstick, args: argparse.Namespace) -> list[str]:
