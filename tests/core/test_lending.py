@@ -72,6 +72,7 @@ def test_a_prompt_that_cannot_wait_is_taken_in_beyond_the_slack_of_a_decode(sche
     assert it.plan.predicted_s == pytest.approx(LONG_S)
     assert it.plan.cap_s == it.plan.predicted_s
     assert len(it.plan.decodes) == 1
+    assert (it.plan.bound_by.kind, it.plan.bound_by.request_id) == ("loan", it.plan.prefills[0][0])
 
 
 def test_one_that_can_wait_is_not(scheduler: MakeScheduler) -> None:

@@ -1,14 +1,16 @@
+from msgspec.structs import replace
 from tests.sim.worlds import CAPACITY, WORLD, arrivals
 
 from setpoint.core.replica import ReplicaMachine
 from setpoint.core.strategies import make_strategy
-from setpoint.model import AnyCommand, AnyEvent, ServiceClass, Slo
+from setpoint.model import AnyCommand, AnyEvent, Binding, RunStep, ServiceClass, Slo
 from setpoint.sim.explain import read_story, tell
 from setpoint.sim.replica import ReplicaSimulator
 from setpoint.units import Seconds
 from setpoint.workload import PlannedRequest
 
 CHAT = ServiceClass(name="chat", slo=Slo(ttft_s=Seconds(0.1), tpot_s=Seconds(0.03)))
+LOAN = Binding("loan", 0)
 
 
 def journal_of(prompts: list[int], output: int = 5) -> list[tuple[AnyEvent, list[AnyCommand]]]:
@@ -33,6 +35,17 @@ def test_a_late_request_names_those_whose_prompts_it_waited_behind() -> None:
     assert "ms late" in words[1]
     assert any("beside prompts of 0 (" in sentence for sentence in words)
     assert any("the token budget was spent" in sentence for sentence in words)
+
+
+def test_a_loan_names_nobody_as_the_one_who_was_waited_for() -> None:
+    lines = [
+        (event, [replace(c, plan=replace(c.plan, bound_by=LOAN)) if isinstance(c, RunStep) else c for c in commands])
+        for event, commands in journal_of([100, 80, 10])
+    ]
+    story = read_story(lines, 4)
+    assert story is not None
+    assert not story.spells[0].blockers
+    assert any(sentence.endswith("which had time to catch up") for sentence in tell(story, {"chat": CHAT}))
 
 
 def test_the_phases_of_a_request_add_up_to_its_life() -> None:

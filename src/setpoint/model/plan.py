@@ -6,13 +6,17 @@ import msgspec
 
 from setpoint.units import Instant, Seconds
 
-Bound = Literal["work", "slots", "kv", "tokens", "slack", "harvest"]
+Bound = Literal["work", "slots", "kv", "tokens", "slack", "loan", "harvest"]
 """What kept a step from being larger: nothing was left to do (`work`), no slot or no KV block was free, the token
-budget was spent, the slack of a protected sequence would have been overrun, or the cap on steps of pure batch work."""
+budget was spent, the slack of a protected sequence would have been overrun, it was overrun for one prompt and no other
+(`loan`), or the cap on steps of pure batch work."""
 
 
 class Binding(msgspec.Struct, frozen=True, array_like=True):
-    """What bound a step: the kind, and the sequence at whose expense a larger one would have been."""
+    """What bound a step: the kind, and the sequence at whose expense a larger one would have been.
+
+    Of a `loan` it is the sequence that got it.
+    """
 
     kind: Bound
     request_id: int | None = None

@@ -36,6 +36,7 @@ _BOUND_WORDS = {
     "kv": "the KV cache was full",
     "tokens": "the token budget was spent",
     "slack": "a running answer would have fallen behind its pace",
+    "loan": "a prompt was taken in at the expense of running answers, which had time to catch up",
     "harvest": "batch work had reached its limit",
 }
 
@@ -155,7 +156,7 @@ class _Reader:
         spell.steps += repeats
         spell.decodes += repeats * len(plan.decodes)
         spell.steps_s[bound.kind] = spell.steps_s.get(bound.kind, 0.0) + sum(event.step_seconds)
-        if bound.request_id is not None:
+        if bound.kind == "slack" and bound.request_id is not None:
             spell.blockers[bound.request_id] = spell.blockers.get(bound.request_id, 0) + repeats
         own = 0
         for request_id, tokens in plan.prefills:

@@ -28,7 +28,8 @@ class Timeline(Watch):
         """Add a bar for the passes of a plan."""
         start, end = ends
         bound = plan.bound_by
-        words = bound.kind if bound.request_id is None else f"{bound.kind} of {bound.request_id}"
+        whose = f"{'to' if bound.kind == 'loan' else 'of'} {bound.request_id}"
+        words = bound.kind if bound.request_id is None else f"{bound.kind} {whose}"
         self._add(
             replica,
             {

@@ -221,6 +221,7 @@ class Slack(Strategy):
         hopeful = [s for s in draft.prefilling() if not s.is_harvest]
         hopeful += takewhile(lambda s: s.key[0] == HOPEFUL, ledger.waiting_from())
         kept, late, spare_s = self._triaged(hopeful, draft, state) if hopeful else ([], [], None)
+        loan = None
         if limits.tightest is not None and limits.cap_s is not None and self._options.is_lending:
             loan = self._lender.grant(draft, limits.cap_s, kept, late, spare_s, state)
             if loan is not None:
@@ -235,6 +236,8 @@ class Slack(Strategy):
             for sequence in waiting_late:
                 if not self._fill(draft, (sequence,), limits, None) or sequence not in draft.chunks:
                     break
+        if loan is not None and draft.binding.kind in {"work", "slack"}:
+            draft.binding = Binding("loan", loan.sequence.id)
         return spare_s
 
     def _triaged(
