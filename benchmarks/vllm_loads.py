@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import count
+from random import Random
 from statistics import fmean, median
 from typing import NamedTuple, Self
 
@@ -51,6 +52,7 @@ BEAT = 200, 16
 BANDS = {"chat": 0, "tier 2": 1, "tier 3": 2, "batch": 9}
 WAIT_MAX_S = 20.0
 """After this the plug-in refuses a chat request; the stock server has no such limit, and needs none to miss."""
+RESAMPLED = 1000
 NEVER = float("inf")
 
 
@@ -274,10 +276,38 @@ def judged(load: Load, pieces: Sequence[Piece]) -> Seen:
     )
 
 
-def held(seen: list[Seen]) -> float:
+def rungs_of(seen: Sequence[Seen]) -> list[Rung]:
+    """Return the rungs of a ladder."""
+    return [one.rung for one in seen]
+
+
+def held(rungs: Sequence[Rung]) -> float:
     """Return the chat rate held at what was promised; at least the lowest rung, so that ratios stay bounded."""
-    rungs = [one.rung for one in seen]
     return max(capacity_of(rungs), rungs[0].rate)
+
+
+def ratio_within(these: Sequence[Rung], those: Sequence[Sequence[Rung]], seed: int) -> tuple[float, float]:
+    """Return the 90% interval of the rate held by `these` over the best of `those`, from resampled requests.
+
+    Each request of a rung counts for itself: where late ones come in clusters, the interval is too narrow.
+    """
+    chance = stream(seed, "resampled")
+    found = sorted(
+        held(_resampled(these, chance)) / max(held(_resampled(rungs, chance)) for rungs in those)
+        for _ in range(RESAMPLED)
+    )
+    return found[RESAMPLED // 20], found[-1 - RESAMPLED // 20]
+
+
+def _resampled(rungs: Sequence[Rung], chance: Random) -> list[Rung]:
+    """Return rungs of as many requests, each in time by chance as often as they were."""
+    return [
+        msgspec.structs.replace(
+            one,
+            attainment=sum(chance.random() < one.attainment for _ in range(one.requests)) / max(1, one.requests),
+        )
+        for one in rungs
+    ]
 
 
 def _planned(

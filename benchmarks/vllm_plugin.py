@@ -26,7 +26,8 @@ targets, over those of the stock setting with most in the same round, the median
 `throughput_high`: the extremes); `tiers_over_stock`: attainment of all three tiers, over the best of stock;
 `same_answers`: share of greedy answers that equal those of a stock server, both with float32 weights and asked beside
 other work (`same_answers_stock`: the same of two stock servers). Where a setting fails at the lowest rung, that rung
-stands for its capacity. `planning_of_step`: time spent planning over the time of the steps. `slowest_over_fastest`: how
+stands for its capacity. `..._low`, `..._high`: the 90% interval of a ratio of rates, from resampled requests.
+`planning_of_step`: time spent planning over the time of the steps. `slowest_over_fastest`: how
 much the machine swung.
 """
 
@@ -44,7 +45,21 @@ from typing import TypeVar
 import httpx
 from contest import GIVEN_UP, Rung, batch_at, capacity_of, scaled_slo, targets
 from reporting import arguments, report, say
-from vllm_loads import SEQUENCES, TPOT_TIMES, Client, Load, Piece, Seen, classes_of, held, judged, loosened, tightened
+from vllm_loads import (
+    SEQUENCES,
+    TPOT_TIMES,
+    Client,
+    Load,
+    Piece,
+    Seen,
+    classes_of,
+    held,
+    judged,
+    loosened,
+    ratio_within,
+    rungs_of,
+    tightened,
+)
 from vllm_server import Setting, numbers, plugin, server, stock
 
 from setpoint.loadgen.probe import identify, learn_words
@@ -124,7 +139,7 @@ class Contender:
     @property
     def loose_attainment(self) -> float:
         """The attainment under loose targets, of all rounds."""
-        rungs = [one.rung for one in self.loose]
+        rungs = rungs_of(self.loose)
         return sum(r.attainment * r.requests for r in rungs) / max(1, sum(r.requests for r in rungs))
 
     def planning(self) -> float | None:
@@ -262,9 +277,9 @@ def row(came: Contender, by: Yardstick) -> dict[str, object]:
     return {
         "setting": came.setting.name,
         **(_beside(came.beside, by) if came.beside else {}),
-        "chat/s alone": capacity_of([one.rung for one in came.alone]) if came.alone else None,
+        "chat/s alone": capacity_of(rungs_of(came.alone)) if came.alone else None,
         **{f"alone {one.rung.rate:.2f}/s": _shares(one.rung) for one in came.alone},
-        "chat/s alone, tight": capacity_of([one.rung for one in came.tight]) if came.tight else None,
+        "chat/s alone, tight": capacity_of(rungs_of(came.tight)) if came.tight else None,
         **{f"tight {one.rung.rate:.2f}/s": _shares(one.rung) for one in came.tight},
         "loose": came.loose_attainment if came.loose else None,
         "tokens/s, loose": came.loose_tokens_per_s if came.loose else None,
@@ -274,7 +289,7 @@ def row(came: Contender, by: Yardstick) -> dict[str, object]:
 
 
 def _beside(seen: list[Seen], by: Yardstick) -> dict[str, object]:
-    rungs = [one.rung for one in seen]
+    rungs = rungs_of(seen)
     rate = capacity_of(rungs)
     worst = max(seen, key=lambda one: one.rung.rate if one.rung.rate <= max(rate, rungs[0].rate) else -1.0)
     return {
@@ -292,23 +307,25 @@ def _shares(rung: Rung) -> str:
     return f"{rung.attainment:.3f} of {rung.requests}, TTFT {rung.ttft_attainment:.3f}"
 
 
-def ratios(contenders: list[Contender], by: Yardstick, said: dict[str, list[str]]) -> dict[str, float | None]:
+def ratios(
+    contenders: list[Contender], by: Yardstick, said: dict[str, list[str]], seed: int
+) -> dict[str, float | None]:
     """Return the ratios that the module describes; `said`: the greedy answers."""
     plain = [one for one in contenders if one.is_stock]
     single = [one for one in plain if one.is_for_chat_alone]
     plugged = {one.setting.strategy: one for one in contenders if not one.is_stock}
     slack = plugged["slack"]
-    beside = held(slack.beside) if slack.beside else None
+    beside = held(rungs_of(slack.beside)) if slack.beside else None
     busiest = max(plain, key=lambda one: one.loose_tokens_per_s)
     throughput = [a.tokens_per_s / b.tokens_per_s for a, b in zip(slack.loose, busiest.loose, strict=True)]
     found: dict[str, float | None] = {}
     if beside is not None:
-        found["over_best_stock"] = beside / max(held(one.beside) for one in plain)
-        found["over_qoserve"] = beside / held(plugged["qoserve"].beside) if "qoserve" in plugged else None
+        found |= _over("over_best_stock", slack.beside, [one.beside for one in plain], seed)
+        found["over_qoserve"] = beside / held(rungs_of(plugged["qoserve"].beside)) if "qoserve" in plugged else None
     if slack.alone and beside is not None:
-        found["of_stock_without_batch"] = beside / max(held(one.alone) for one in single)
+        found["of_stock_without_batch"] = beside / max(held(rungs_of(one.alone)) for one in single)
     if slack.tight:
-        found["alone_over_stock"] = held(slack.tight) / max(held(one.tight) for one in single)
+        found |= _over("alone_over_stock", slack.tight, [one.tight for one in single], seed)
     if throughput:
         found["loose_attainment"] = slack.loose_attainment - max(one.loose_attainment for one in plain)
         found["throughput_of_stock"] = median(throughput)
@@ -322,6 +339,13 @@ def ratios(contenders: list[Contender], by: Yardstick, said: dict[str, list[str]
     found["bound_rps"] = by.bound
     found["slowest_over_fastest"] = max(by.beats_s) / min(by.beats_s)
     return found
+
+
+def _over(name: str, ours: list[Seen], theirs: list[list[Seen]], seed: int) -> dict[str, float]:
+    """Return the ratio of the rate held to the best of theirs, and its interval."""
+    mine, others = rungs_of(ours), [rungs_of(one) for one in theirs]
+    low, high = ratio_within(mine, others, seed)
+    return {name: held(mine) / max(held(one) for one in others), f"{name}_low": low, f"{name}_high": high}
 
 
 def same(these: list[str], those: list[str]) -> float:
@@ -355,7 +379,7 @@ def main() -> None:
         urls = {first: url} | {one: servers.enter_context(server(args, one)) for one in wanted}
         contenders = [Contender(one, where, Client(where, one, by.lexicon, args.seed)) for one, where in urls.items()]
         contest(contenders, by, parts, args.rung or (QUICK_RUNG_S if args.quick else RUNG_S), is_quick=args.quick)
-        found = ratios(contenders, by, said)
+        found = ratios(contenders, by, said, args.seed)
     report("vllm_plugin", found, [row(one, by) for one in contenders], args)
 
 

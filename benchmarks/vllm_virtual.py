@@ -19,7 +19,7 @@ from typing import NamedTuple
 from contest import GIVEN_UP, capacity_of, scaled_slo
 from reporting import arguments, report, say
 from vllm_clock import WORLD, Contender, Server, planned
-from vllm_loads import TPOT_TIMES, Load, Seen, held, loosened, tightened
+from vllm_loads import TPOT_TIMES, Load, Seen, held, loosened, rungs_of, tightened
 
 from setpoint.model import Slo
 
@@ -94,12 +94,12 @@ def row(name: str, depth: int, came: Climbed, limit: float) -> dict[str, object]
     return {
         "scheduler": name,
         "in flight": depth,
-        "chat/s beside": capacity_of([one.rung for one in came.beside]),
-        "of bound": capacity_of([one.rung for one in came.beside]) / limit,
+        "chat/s beside": capacity_of(rungs_of(came.beside)),
+        "of bound": capacity_of(rungs_of(came.beside)) / limit,
         **{f"{one.rung.rate:.2f}": f"{one.rung.attainment:.2f} {one.tokens_per_s:.0f}" for one in came.beside},
-        "chat/s alone": capacity_of([one.rung for one in came.alone]),
+        "chat/s alone": capacity_of(rungs_of(came.alone)),
         **{f"alone {one.rung.rate:.2f}": f"{one.rung.attainment:.2f}" for one in came.alone},
-        "chat/s alone, tight": capacity_of([one.rung for one in came.tight]),
+        "chat/s alone, tight": capacity_of(rungs_of(came.tight)),
         **{f"tight {one.rung.rate:.2f}": f"{one.rung.attainment:.2f}" for one in came.tight},
         "loose": came.loose.rung.attainment,
         "tokens/s, loose": came.loose.tokens_per_s,
@@ -111,10 +111,10 @@ def compared(found: dict[str, Climbed]) -> dict[str, float]:
     stocks = [came for name, came in found.items() if name.startswith("stock")]
     slack, qoserve = found["plug-in slack"], found["plug-in qoserve"]
     return {
-        "over_best_stock": held(slack.beside) / max(held(came.beside) for came in stocks),
-        "over_qoserve": held(slack.beside) / held(qoserve.beside),
-        "of_stock_without_batch": held(slack.beside) / max(held(came.alone) for came in stocks),
-        "alone_over_stock": held(slack.tight) / max(held(came.tight) for came in stocks),
+        "over_best_stock": held(rungs_of(slack.beside)) / max(held(rungs_of(came.beside)) for came in stocks),
+        "over_qoserve": held(rungs_of(slack.beside)) / held(rungs_of(qoserve.beside)),
+        "of_stock_without_batch": held(rungs_of(slack.beside)) / max(held(rungs_of(came.alone)) for came in stocks),
+        "alone_over_stock": held(rungs_of(slack.tight)) / max(held(rungs_of(came.tight)) for came in stocks),
         "loose_attainment": slack.loose.rung.attainment - max(came.loose.rung.attainment for came in stocks),
         "throughput_of_stock": slack.loose.tokens_per_s / max(came.loose.tokens_per_s for came in stocks),
     }
