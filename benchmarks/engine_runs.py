@@ -10,8 +10,8 @@ from statistics import quantiles
 from typing import NamedTuple
 
 from served import llama_server, ours
-from vllm_plugin import Setting
-from vllm_plugin import server as vllm_server
+from vllm_server import Setting
+from vllm_server import server as vllm_server
 
 from setpoint.loadgen.client import RunOptions
 from setpoint.loadgen.probe import identify, learn_words

@@ -15,7 +15,7 @@ import msgspec
 from fidelity_loads import CLASSES, LOADS, Row, compared, plan_of
 from reporting import say
 from stillness import Stillness
-from vllm_plugin import Setting, server
+from vllm_server import Setting, server
 
 from setpoint.loadgen.client import RunOptions
 from setpoint.loadgen.probe import identify, learn_words

@@ -14,8 +14,9 @@ from itertools import cycle
 from typing import Any, NamedTuple
 
 from contest import BATCH_LENGTHS, CHAT_LENGTHS
-from vllm_loads import BANDS, IN_FLIGHT, SEQUENCES, Load, Piece, Seen, judged
+from vllm_loads import BANDS, IN_FLIGHT, SEQUENCES
 from vllm_made import Made, made_request, made_scheduler
+from vllm_seen import Load, Piece, Seen, judged
 
 from setpoint import seeds
 from setpoint.metrics import RequestRecord

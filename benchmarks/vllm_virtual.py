@@ -19,7 +19,8 @@ from typing import NamedTuple
 from contest import GIVEN_UP, capacity_of, scaled_slo
 from reporting import arguments, report, say
 from vllm_clock import WORLD, Contender, Server, planned
-from vllm_loads import TPOT_TIMES, Load, Seen, held, loosened, rungs_of, tightened
+from vllm_loads import TPOT_TIMES, loosened, tightened
+from vllm_seen import Load, Seen, held, rungs_of
 
 from setpoint.model import Slo
 

@@ -28,8 +28,8 @@ class Timeline(Watch):
         """Add a bar for the passes of a plan."""
         start, end = ends
         bound = plan.bound_by
-        whose = f"{'to' if bound.kind == 'loan' else 'of'} {bound.request_id}"
-        words = bound.kind if bound.request_id is None else f"{bound.kind} {whose}"
+        link = "to" if bound.kind == "loan" else "of"
+        words = bound.kind if bound.request_id is None else f"{bound.kind} {link} {bound.request_id}"
         self._add(
             replica,
             {
